@@ -1,0 +1,94 @@
+package localpg
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// orphanVariable makes the test binary a program that starts a server and waits for its own end.
+const orphanVariable = "LOCALPG_TEST_ORPHAN"
+
+func orphan(dir string) {
+	s, err := Start(context.Background(), Config{Dir: dir})
+	if err != nil {
+		fmt.Println("error:", err)
+		os.Exit(1)
+	}
+	fmt.Println("ready", s.SocketDir)
+	select {}
+}
+
+func TestServerEndsWithItsParent(t *testing.T) {
+	for _, paused := range []bool{false, true} {
+		t.Run(fmt.Sprintf("paused=%v", paused), func(t *testing.T) {
+			dir, err := os.MkdirTemp("/tmp", "localpg-test-")
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = os.RemoveAll(dir) })
+			cmd := exec.Command(os.Args[0])
+			cmd.Env = append(os.Environ(), orphanVariable+"="+dir)
+			out, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			line, err := bufio.NewReader(out).ReadString('\n')
+			if err != nil || !strings.HasPrefix(line, "ready") {
+				_ = cmd.Process.Kill()
+				t.Fatalf("the program said %q, %v", line, err)
+			}
+			pid := postmaster(t, dir)
+			if paused {
+				if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := cmd.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			_ = cmd.Wait() // killed, as asked
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			for alive(pid) {
+				select {
+				case <-ctx.Done():
+					_ = syscall.Kill(pid, syscall.SIGKILL)
+					t.Fatal("the server outlived its parent")
+				case <-time.After(5 * time.Millisecond):
+				}
+			}
+		})
+	}
+}
+
+// processState returns the letter the kernel gives a process: R, S, T, Z and so on, or "" when
+// there is none.
+func processState(t *testing.T, pid int) string {
+	t.Helper()
+	return stateOf(pid)
+}
+
+func stateOf(pid int) string {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return ""
+	}
+	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+	return fields[0]
+}
+
+// alive tells the living from the gone and from those that only wait to be reaped.
+func alive(pid int) bool {
+	state := stateOf(pid)
+	return state != "" && state != "Z" && state != "X"
+}
