@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# prepare.sh: finds or installs what the tests need, and says what it chose.
+#
+# The tests need one of
+#   a Docker engine that answers (then images are pulled as usual), or
+#   a Mosquitto broker and PostgreSQL server programs on this machine.
+# On a Debian or Ubuntu machine as root the second is installed when neither is
+# there. With CI=true both are wanted, the engine is started when none answers,
+# and the images are made from the machine's own packages.
+#
+# Quick when everything is there; safe to run again at any time.
+set -euo pipefail
+# shellcheck source=integration/setup/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+have_programs() { find_tool mosquitto >/dev/null && postgres_bin >/dev/null; }
+
+if [ "${CI:-}" = true ]; then
+  apt_install mosquitto mosquitto-clients postgresql
+  bash "$setup_dir/docker.sh" up
+  bash "$setup_dir/images.sh" postgres mosquitto golang distroless
+  exit 0
+fi
+
+if engine_answers; then
+  say "a Docker engine answers: the tests use containers"
+elif have_programs; then
+  say "no Docker engine: the tests use $(find_tool mosquitto) and $(postgres_bin)"
+else
+  apt_install mosquitto mosquitto-clients postgresql
+  have_programs || die "the packages are installed, yet mosquitto or the PostgreSQL server programs are not where they are looked for"
+fi
