@@ -1,0 +1,79 @@
+//go:build unix
+
+package provider
+
+import (
+	"context"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/moby/moby/client"
+	"github.com/testcontainers/testcontainers-go"
+)
+
+const (
+	// janitorVariable turns a test binary into the janitor of another run of it; its value is the
+	// provider, the label and the folder.
+	janitorVariable = "BRIDGE_TEST_JANITOR"
+
+	// sessionLabel marks the containers of one test binary.
+	sessionLabel = "org.mqttpg.bridge.test-session"
+)
+
+// init is the janitor's whole life. It sits here and not in a TestMain, so that every test binary
+// that uses this package has one without asking.
+func init() {
+	task := os.Getenv(janitorVariable)
+	if task == "" {
+		return
+	}
+	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	_, _ = io.Copy(io.Discard, os.Stdin) // until the test binary closes it, or dies
+
+	fields := strings.SplitN(task, " ", 3)
+	if len(fields) != 3 {
+		os.Exit(2)
+	}
+	if Kind(fields[0]) == Containers {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if engineAnswers(ctx) == nil {
+			removeContainers(ctx, fields[1])
+		}
+	}
+	// Servers that were told to end may still write; nothing is left after a few seconds.
+	for range 100 {
+		if err := os.RemoveAll(fields[2]); err == nil {
+			if _, err := os.Stat(fields[2]); os.IsNotExist(err) {
+				os.Exit(0)
+			}
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	os.Exit(1)
+}
+
+// removeContainers removes every container with the label, running, paused or stopped. It goes on
+// after errors: there is nobody left to tell.
+func removeContainers(ctx context.Context, label string) {
+	docker, err := testcontainers.NewDockerClientWithOpts(ctx)
+	if err != nil {
+		return
+	}
+	list, err := docker.ContainerList(ctx, client.ContainerListOptions{
+		All:     true,
+		Filters: client.Filters{}.Add("label", sessionLabel+"="+label),
+	})
+	if err != nil {
+		return
+	}
+	for _, c := range list.Items {
+		// A frozen process cannot die. Of a container that is not paused this is an error.
+		_, _ = docker.ContainerUnpause(ctx, c.ID, client.ContainerUnpauseOptions{})
+		_, _ = docker.ContainerRemove(ctx, c.ID, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
+	}
+}
