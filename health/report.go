@@ -1,0 +1,247 @@
+package health
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// Report is what /health shows. The server's Report function gives the facts; the server itself
+// adds Status, Reasons and the figures of the process that the runtime knows.
+type Report struct {
+	Status   Status           `json:"status"`
+	Reasons  []string         `json:"reasons"` // why Status is not ok, most important first
+	Broker   []Session        `json:"broker"`  // the sessions this process owns; empty on a hot standby
+	Database Database         `json:"database"`
+	Routes   map[string]Route `json:"routes"`
+	Process  Process          `json:"process"`
+}
+
+// Status sums a report up.
+type Status string
+
+// The statuses.
+const (
+	OK       Status = "ok"       // ready, and nothing to mend
+	Degraded Status = "degraded" // messages flow, but somebody should look
+	Down     Status = "down"     // no message can be written
+)
+
+// Session is one leased broker session.
+type Session struct {
+	State                 string         `json:"state"` // connecting, connected, subscribed, backoff, closed
+	URL                   string         `json:"url"`   // the broker last tried, without credentials
+	ClientID              string         `json:"client_id"`
+	ConnectedSince        Instant        `json:"connected_since"`
+	SessionPresent        bool           `json:"session_present"`
+	KeepAliveEffectiveS   float64        `json:"keep_alive_effective_s"` // Server Keep Alive where the broker sent one [MQTT-3.1.2-21]; 0 = off
+	LastPingReq           Instant        `json:"last_pingreq"`
+	LastPingResp          Instant        `json:"last_pingresp"`
+	RTTMS                 *float64       `json:"rtt_ms"` // PINGREQ to PINGRESP; null before the first
+	PingOutstanding       bool           `json:"ping_outstanding"`
+	LastReceived          Instant        `json:"last_received"` // the last control packet of any kind
+	Reconnects            uint64         `json:"reconnects"`
+	LastReasonCode        byte           `json:"last_reason_code"`
+	LastReason            string         `json:"last_reason"`
+	InFlight              int            `json:"in_flight"` // deliveries that wait for their commit
+	OldestUnacknowledgedS float64        `json:"oldest_unacknowledged_s"`
+	Paused                bool           `json:"paused"` // reading waits for BRIDGE_MAX_INFLIGHT_BYTES
+	Granted               Granted        `json:"granted"`
+	Subscriptions         []Subscription `json:"subscriptions"`
+}
+
+// Granted is what the broker granted in its CONNACK.
+type Granted struct {
+	SessionExpiryS                   uint32 `json:"session_expiry_s"`
+	ReceiveMaximum                   uint16 `json:"receive_maximum"`
+	MaximumQoS                       byte   `json:"maximum_qos"`
+	RetainAvailable                  bool   `json:"retain_available"`
+	WildcardSubscriptionAvailable    bool   `json:"wildcard_subscription_available"`
+	SubscriptionIdentifiersAvailable bool   `json:"subscription_identifiers_available"`
+	SharedSubscriptionAvailable      bool   `json:"shared_subscription_available"`
+}
+
+// Subscription is one topic filter with the Reason Code of its SUBACK.
+type Subscription struct {
+	Filter     string `json:"filter"`
+	ReasonCode byte   `json:"reason_code"`
+	OK         bool   `json:"ok"` // granted with the QoS that was asked for
+}
+
+// Database is the link to PostgreSQL.
+type Database struct {
+	State            string   `json:"state"` // up, down, or unknown before the first answer
+	PingMS           *float64 `json:"ping_ms"`
+	Pool             Pool     `json:"pool"`
+	LastCommit       Instant  `json:"last_commit"` // of a batch
+	LastError        string   `json:"last_error"`  // empty while all is well
+	MigrationVersion int32    `json:"migration_version"`
+	Prepared         bool     `json:"prepared"` // migrations are done and the tables were looked at
+}
+
+// Pool is the connection pool.
+type Pool struct {
+	Total int32 `json:"total"`
+	Idle  int32 `json:"idle"`
+	InUse int32 `json:"in_use"`
+	Max   int32 `json:"max"`
+}
+
+// Route holds the conservation law of one route:
+// received = written + duplicate + dead_lettered + skipped + in_flight.
+type Route struct {
+	Received     uint64 `json:"received"`
+	Written      uint64 `json:"written"`
+	Duplicate    uint64 `json:"duplicate"`
+	DeadLettered uint64 `json:"dead_lettered"`
+	Skipped      uint64 `json:"skipped"`
+	InFlight     uint64 `json:"in_flight"`
+	Failing      string `json:"failing"` // why the route's table cannot be written; empty when it can
+}
+
+// Process is the process itself.
+type Process struct {
+	Version    string  `json:"version"`
+	State      string  `json:"state"` // starting, running or stopping
+	UptimeS    float64 `json:"uptime_s"`
+	Goroutines int     `json:"goroutines"`
+	Memory     Memory  `json:"memory"`
+}
+
+// The states of a process.
+const (
+	Starting = "starting" // until migrations and tables are prepared
+	Running  = "running"
+	Stopping = "stopping" // draining after SIGTERM
+)
+
+// Memory is the process's memory in bytes.
+type Memory struct {
+	TotalBytes         uint64 `json:"total_bytes"` // obtained from the operating system
+	HeapBytes          uint64 `json:"heap_bytes"`  // live and not yet swept objects
+	InFlightBytes      int64  `json:"in_flight_bytes"`
+	InFlightBytesLimit int64  `json:"in_flight_bytes_limit"` // BRIDGE_MAX_INFLIGHT_BYTES
+}
+
+// Instant is a point in time, null in JSON while it is zero.
+type Instant struct{ time.Time }
+
+// MarshalJSON writes RFC 3339 in UTC with milliseconds.
+func (t Instant) MarshalJSON() ([]byte, error) {
+	if t.IsZero() {
+		return []byte("null"), nil
+	}
+	return json.Marshal(t.UTC().Format("2006-01-02T15:04:05.000Z"))
+}
+
+// check is one condition of readiness.
+type check struct {
+	name   string
+	reason string // why it does not hold; empty when it does
+}
+
+// checks lists the conditions of readiness. A hot standby owns no session, so it has none to check.
+func (r *Report) checks() []check {
+	checks := []check{{name: "process"}, {name: "database"}, {name: "migrations"}}
+	if r.Process.State == Stopping {
+		checks[0].reason = "shutting down"
+	}
+	if r.Database.State != "up" {
+		checks[1].reason = orElse(r.Database.LastError, "has not answered yet")
+	}
+	if !r.Database.Prepared {
+		checks[2].reason = "not done yet"
+		if r.Database.State == "up" && r.Database.LastError != "" {
+			checks[2].reason += ": " + r.Database.LastError
+		}
+	}
+	for _, s := range r.Broker {
+		checks = append(checks, check{"broker " + s.ClientID, s.unready()})
+	}
+	return checks
+}
+
+// unready says why the session is not connected and subscribed.
+func (s *Session) unready() string {
+	if s.State == "subscribed" {
+		return ""
+	}
+	for _, sub := range s.Subscriptions {
+		if !sub.OK {
+			return fmt.Sprintf("subscription to %s refused with reason code 0x%02X", sub.Filter, sub.ReasonCode)
+		}
+	}
+	if s.LastReason != "" {
+		return s.State + ": " + s.LastReason
+	}
+	return s.State
+}
+
+// The ages from which on a report is degraded although every condition of readiness holds.
+const (
+	// staleAfter, in keep alive intervals: a live broker answers a PINGREQ within one of them and
+	// itself gives a silent client up after one and a half [MQTT-3.1.2-22].
+	staleAfter = 1.5
+	// unacknowledgedAfter is far beyond any commit, and well before people ask where their data is.
+	unacknowledgedAfter = 60 * time.Second
+)
+
+// judge fills in Status and Reasons. Down means that no message can be written: the database or
+// every session is away.
+func (r *Report) judge(now time.Time) {
+	r.Status, r.Reasons = OK, []string{}
+	subscribed := 0
+	for _, c := range r.checks() {
+		if c.reason != "" {
+			r.Status = Degraded
+			r.Reasons = append(r.Reasons, c.name+": "+c.reason)
+		}
+	}
+	for _, s := range r.Broker {
+		if s.State == "subscribed" {
+			subscribed++
+			r.Reasons = append(r.Reasons, s.complaints(now)...)
+		}
+	}
+	for _, name := range sortedNames(r.Routes) {
+		if reason := r.Routes[name].Failing; reason != "" {
+			r.Reasons = append(r.Reasons, "route "+name+": "+reason)
+		}
+	}
+	switch {
+	case r.Database.State != "up", !r.Database.Prepared, len(r.Broker) > 0 && subscribed == 0:
+		r.Status = Down
+	case len(r.Reasons) > 0:
+		r.Status = Degraded
+	}
+}
+
+// complaints says what is amiss with a session that counts as ready.
+func (s *Session) complaints(now time.Time) []string {
+	var list []string
+	complain := func(format string, args ...any) {
+		list = append(list, "broker "+s.ClientID+": "+fmt.Sprintf(format, args...))
+	}
+	stale := time.Duration(staleAfter * s.KeepAliveEffectiveS * float64(time.Second))
+	heard := s.LastReceived.Time
+	if s.LastPingResp.After(heard) {
+		heard = s.LastPingResp.Time
+	}
+	if silence := now.Sub(heard); stale > 0 && !heard.IsZero() && silence > stale {
+		complain("silent for %s, with a keep alive of %gs", silence.Round(time.Second), s.KeepAliveEffectiveS)
+	}
+	if s.OldestUnacknowledgedS > unacknowledgedAfter.Seconds() {
+		complain("the oldest message has waited %.0fs for its commit", s.OldestUnacknowledgedS)
+	}
+	if s.Paused {
+		complain("reading is paused: BRIDGE_MAX_INFLIGHT_BYTES is used up")
+	}
+	return list
+}
+
+func orElse(s, otherwise string) string {
+	if s == "" {
+		return otherwise
+	}
+	return s
+}
