@@ -45,16 +45,24 @@ func init() {
 			removeContainers(ctx, fields[1])
 		}
 	}
-	// Servers that were told to end may still write; nothing is left after a few seconds.
-	for range 100 {
-		if err := os.RemoveAll(fields[2]); err == nil {
-			if _, err := os.Stat(fields[2]); os.IsNotExist(err) {
-				os.Exit(0)
-			}
-		}
-		time.Sleep(100 * time.Millisecond)
+	if sweep(fields[2]) != nil {
+		os.Exit(1)
 	}
-	os.Exit(1)
+	os.Exit(0)
+}
+
+// sweep ends the processes that work in the folder and removes it. The kernel has told them of
+// their parent's death; this is for those who cannot listen, as a server that a test had paused.
+func sweep(dir string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	return poll(ctx, 50*time.Millisecond, func() (bool, error) {
+		for _, pid := range processesIn(dir) {
+			_ = syscall.Kill(pid, syscall.SIGKILL) // gone is fine
+		}
+		// What still ends may still write: there is another round then.
+		return os.RemoveAll(dir) == nil && len(processesIn(dir)) == 0, nil
+	})
 }
 
 // removeContainers removes every container with the label, running, paused or stopped. It goes on
