@@ -355,7 +355,8 @@ func (s *Server) URL(dbname string) string {
 		return u.String()
 	}
 	query := url.Values{"host": {s.SocketDir}, "port": {strconv.Itoa(s.Port)}, "user": {Role}}
-	u := url.URL{Scheme: "postgres", Path: "/" + dbname, RawQuery: query.Encode()}
+	// PostgreSQL's URLs know only percent encoding: a plus stays a plus.
+	u := url.URL{Scheme: "postgres", Path: "/" + dbname, RawQuery: strings.ReplaceAll(query.Encode(), "+", "%20")}
 	return u.String()
 }
 
