@@ -78,13 +78,13 @@ func sensor(i int) device {
 			return append(out, message, again)
 		case i == 5 && n%10 == 3:
 			message.payload = encode(map[string]any{"ts": now.UTC(), "temperature": "warm", "humidity": 50})
-			message.fate = deadLettered
+			message.fate, message.rows = deadLettered, 0
 		case i == 5 && n%10 == 8:
 			message.payload = encode(map[string]any{"ts": now.UTC(), "temperature": 20.5, "state": "o\x00k"})
-			message.fate = deadLettered
+			message.fate, message.rows = deadLettered, 0
 		case i == 6 && n%10 == 5:
 			message.payload = payload[:len(payload)/2]
-			message.fate = deadLettered
+			message.fate, message.rows = deadLettered, 0
 		}
 		return append(out, message)
 	}}
