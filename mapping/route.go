@@ -31,6 +31,14 @@ type ConfigError struct {
 	Reason   string // what was expected
 }
 
+// Error names the variable, the offending part and what was expected, in one line.
+func (e *ConfigError) Error() string {
+	if e.Value == "" {
+		return e.Variable + ": " + e.Reason
+	}
+	return e.Variable + ": " + quote(e.Value) + ": " + e.Reason
+}
+
 // Route is one compiled route. It is immutable and safe for concurrent use.
 type Route struct {
 	Name    string
@@ -43,7 +51,76 @@ type Route struct {
 	Keyed bool
 	// Each says that a message may give any number of rows, not just one.
 	Each bool
+
+	filters       []filter
+	format        format
+	device        expression
+	time          expression // no terms: the time of receipt
+	clock         clock      // of TIME
+	columnClock   clock      // of columns
+	columns       []column
+	key           keyMode
+	keys          []expression
+	payload       payloadMode
+	storeEmpty    bool
+	storeRetained bool
+
+	document node  // what expressions name below $
+	item     node  // and below @
+	each     *node // the array of EACH, below document
+	eachText string
+	slots    int // of both trees
 }
 
+type format string
+
+const (
+	formatJSON format = "json"
+	formatText format = "text"
+	formatRaw  format = "raw"
+)
+
+type payloadMode string
+
+const (
+	payloadKeep payloadMode = "keep"
+	payloadDrop payloadMode = "drop"
+	payloadRest payloadMode = "rest"
+)
+
+type keyMode string
+
+const (
+	keyAuto     keyMode = "auto"
+	keyDelivery keyMode = "delivery"
+	keyExplicit keyMode = "explicit"
+)
+
 // Routes is the set of all routes. It is immutable and safe for concurrent use.
-type Routes struct{}
+type Routes struct {
+	routes   []*Route
+	trie     trie
+	filters  []string
+	warnings []string
+}
+
+// All lists the routes in the order of the configuration. The caller must not change the list.
+func (r *Routes) All() []*Route { return r.routes }
+
+// ByName finds a route; nil if there is none of that name.
+func (r *Routes) ByName(name string) *Route {
+	for _, route := range r.routes {
+		if route.Name == name {
+			return route
+		}
+	}
+	return nil
+}
+
+// Filters lists the topic filters to subscribe to, sorted: together they match what the routes
+// match, and none covers another, so that no message comes more often than it must.
+func (r *Routes) Filters() []string { return r.filters }
+
+// Warnings lists, in plain sentences, what is allowed but may surprise: subscriptions that overlap,
+// filters and settings without effect, settings that lose data.
+func (r *Routes) Warnings() []string { return r.warnings }

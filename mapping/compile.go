@@ -1,0 +1,420 @@
+package mapping
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// maxTable leaves room behind a table's name for the names of its partitions.
+const maxTable = 48
+
+// Compile makes routes of their configuration. All mistakes are reported at once: the error joins
+// one *ConfigError for each. Without any configuration there is one route, messages, that takes
+// every topic into a table of the same name.
+func Compile(configs []RouteConfig) (*Routes, error) {
+	if len(configs) == 0 {
+		configs = []RouteConfig{{Name: "messages", Topic: "#"}}
+	}
+	var (
+		routes Routes
+		errs   []error
+		names  = make(map[string]bool)
+	)
+	for i := range configs {
+		c := &compiler{config: &configs[i], route: &Route{Name: configs[i].Name}}
+		switch {
+		case !isName(c.config.Name) || len(c.config.Name) > maxTable:
+			errs = append(errs, &ConfigError{"BRIDGE_ROUTES", cut(c.config.Name, 80),
+				fmt.Sprintf("expected names of lower-case letters, digits and _, not beginning with a digit, at most %d bytes", maxTable)})
+			continue
+		case names[c.config.Name]:
+			errs = append(errs, &ConfigError{"BRIDGE_ROUTES", c.config.Name, "this route stands twice"})
+			continue
+		}
+		names[c.config.Name] = true
+		c.compile()
+		errs = append(errs, c.errs...)
+		routes.routes = append(routes.routes, c.route)
+	}
+	if len(errs) == 0 { // else tables are half read, and would differ for no reason
+		errs = checkTables(routes.routes)
+	}
+	if len(errs) > 0 {
+		return nil, errors.Join(errs...)
+	}
+	for i, route := range routes.routes {
+		for j := range route.filters {
+			routes.trie.add(route.filters[j].levels, match{i, j})
+		}
+	}
+	cover := coverOf(routes.routes)
+	for _, f := range cover {
+		routes.filters = append(routes.filters, f.text)
+	}
+	routes.warnings = warnings(routes.routes, cover, configs)
+	return &routes, nil
+}
+
+// compiler makes one route. It goes on behind a mistake, to find them all.
+type compiler struct {
+	config *RouteConfig
+	route  *Route
+	errs   []error
+}
+
+func (c *compiler) fail(suffix, value, reason string) {
+	c.errs = append(c.errs, &ConfigError{variable(c.config.Name, suffix), cut(value, 80), reason})
+}
+
+// variable is the name of the environment variable that holds a setting of a route.
+func variable(route, suffix string) string {
+	return "BRIDGE_ROUTE_" + strings.ToUpper(route) + "_" + suffix
+}
+
+// choose is the setting's value if it is one of the options, of which the first is the default.
+func (c *compiler) choose(suffix, value string, options ...string) string {
+	if value == "" {
+		return options[0]
+	}
+	if !slices.Contains(options, value) {
+		c.fail(suffix, value, "expected "+strings.Join(options, " or "))
+		return options[0]
+	}
+	return value
+}
+
+func (c *compiler) compile() {
+	r, config := c.route, c.config
+	c.topic()
+	c.format()
+	r.storeEmpty = c.choose("ON_EMPTY", config.OnEmpty, "skip", "store") == "store"
+	r.storeRetained = c.choose("RETAINED", config.Retained, "skip", "store") == "store"
+	r.payload = payloadMode(c.choose("PAYLOAD", config.Payload, "keep", "drop", "rest"))
+	if r.payload == payloadRest && r.format != formatJSON {
+		c.fail("PAYLOAD", "rest", "expected keep or drop, as only FORMAT=json has fields")
+	}
+	if config.Latest != "" {
+		c.fail("LATEST", config.Latest, "is not supported by this version")
+	}
+	c.each()
+	c.device()
+	c.time()
+	c.columns()
+	c.key()
+	r.slots = r.item.number(r.document.number(0))
+	c.table()
+	c.partition()
+}
+
+func (c *compiler) topic() {
+	patterns := strings.Fields(c.config.Topic)
+	if len(patterns) == 0 {
+		c.fail("TOPIC", "", "is required: expected a topic filter such as devices/{device_id}/telemetry")
+	}
+	for _, pattern := range patterns {
+		f, err := parseFilter(pattern)
+		if err != nil {
+			c.fail("TOPIC", pattern, err.Error())
+			continue
+		}
+		c.route.filters = append(c.route.filters, f)
+		c.route.Filters = append(c.route.Filters, f.text)
+	}
+}
+
+func (c *compiler) format() {
+	c.route.format = formatJSON
+	switch name := c.config.Format; name {
+	case "", "json", "text", "raw":
+		if name != "" {
+			c.route.format = format(name)
+		}
+	case "csv", "cbor", "msgpack", "protobuf", "sparkplug":
+		c.fail("FORMAT", name, "is not supported by this version; expected json, text or raw")
+	default:
+		c.fail("FORMAT", name, "expected json, text or raw")
+	}
+	if c.config.Format != "protobuf" {
+		const only = "is for FORMAT=protobuf only"
+		if c.config.ProtoFile != "" {
+			c.fail("PROTO_FILE", c.config.ProtoFile, only)
+		}
+		if c.config.ProtoMessage != "" {
+			c.fail("PROTO_MESSAGE", c.config.ProtoMessage, only)
+		}
+	}
+}
+
+func (c *compiler) each() {
+	text := c.config.Each
+	if text == "" {
+		return
+	}
+	e, err := parseExpression(text)
+	switch {
+	case err != nil:
+		c.fail("EACH", text, err.Error())
+	case len(e.terms) != 1 || e.terms[0].source != sourceDocument:
+		c.fail("EACH", text, "expected a JSONPath to an array, such as $.readings")
+	case c.route.format != formatJSON:
+		c.fail("EACH", text, "needs FORMAT=json")
+	default:
+		c.route.Each = true
+		c.route.eachText = e.text
+		c.route.each = c.route.document.at(e.terms[0].path)
+	}
+}
+
+// bind checks an expression against the route and ties its paths to the nodes of the document.
+func (c *compiler) bind(suffix string, e *expression) {
+	r := c.route
+	for i := range e.terms {
+		t := &e.terms[i]
+		switch t.source {
+		case sourceCapture:
+			if len(r.filters) > 0 && !slices.ContainsFunc(r.filters, func(f filter) bool { return f.has(t.name) }) {
+				c.fail(suffix, e.text, fmt.Sprintf("no topic pattern of the route captures {%s}", t.name))
+			}
+		case sourceDocument:
+			if r.format != formatJSON {
+				c.fail(suffix, e.text, fmt.Sprintf("JSONPath needs FORMAT=json; with FORMAT=%s write payload", r.format))
+			}
+			t.node = r.document.at(t.path)
+		case sourceElement:
+			if c.config.Each == "" {
+				c.fail(suffix, e.text, "@ is an element of EACH, which is not set; expected $ for the document")
+			}
+			t.node = r.item.at(t.path)
+		}
+	}
+}
+
+func (f *filter) has(capture string) bool {
+	for i := range f.captures {
+		if f.captures[i].name == capture {
+			return true
+		}
+	}
+	return false
+}
+
+// single reads a setting that is one expression.
+func (c *compiler) single(suffix, text string) expression {
+	e, err := parseExpression(text)
+	if err != nil {
+		c.fail(suffix, text, err.Error())
+		return expression{}
+	}
+	c.bind(suffix, &e)
+	return e
+}
+
+func (c *compiler) device() {
+	r := c.route
+	if c.config.Device == "" {
+		r.device = expression{text: "topic[2] ?? topic", terms: []term{{source: sourceLevel, index: 2, filled: true}, {source: sourceTopic}}}
+		if len(r.filters) > 0 && !slices.ContainsFunc(r.filters, func(f filter) bool { return !f.has("device_id") }) {
+			r.device = expression{text: "{device_id}", terms: []term{{source: sourceCapture, name: "device_id"}}}
+		}
+		return
+	}
+	r.device = c.single("DEVICE", c.config.Device)
+	if r.device.reads(sourceReceivedAt) {
+		c.fail("DEVICE", r.device.text, "a device must not be named by the time of receipt, which differs with each delivery")
+	}
+}
+
+// reads reports whether some term of the expression is from the source.
+func (e *expression) reads(s source) bool {
+	return slices.ContainsFunc(e.terms, func(t term) bool { return t.source == s })
+}
+
+func (c *compiler) time() {
+	r, config := c.route, c.config
+	clock, err := newClock(config.TimeFormat, config.TimeZone)
+	switch {
+	case errors.Is(err, errZone):
+		c.fail("TIME_ZONE", config.TimeZone, err.Error())
+	case err != nil:
+		c.fail("TIME_FORMAT", config.TimeFormat, err.Error())
+	}
+	r.clock = clock
+	r.columnClock = clock
+	r.columnClock.format = "auto"
+	switch {
+	case config.Time != "":
+		r.time = c.single("TIME", config.Time)
+	case config.TimeFormat != "":
+		c.fail("TIME_FORMAT", config.TimeFormat, "has no effect without TIME")
+	}
+}
+
+func (c *compiler) columns() {
+	columns, err := parseColumns(c.config.Columns, c.route.format)
+	if err != nil {
+		c.fail("COLUMNS", "", err.Error())
+	}
+	for i := range columns {
+		c.bind("COLUMNS", &columns[i].from)
+		if err := columns[i].checkConstants(&c.route.columnClock); err != nil {
+			c.fail("COLUMNS", "", err.Error())
+		}
+	}
+	c.route.columns = columns
+}
+
+func (c *compiler) key() {
+	r := c.route
+	switch c.config.Key {
+	case "", "auto":
+		r.key = keyAuto
+		r.Keyed = slices.ContainsFunc(r.time.terms, func(t term) bool { return t.source != sourceReceivedAt })
+		return
+	case "delivery":
+		r.key = keyDelivery
+		return
+	}
+	r.key, r.Keyed = keyExplicit, true
+	keys, err := parseExpressions(c.config.Key)
+	if err != nil {
+		c.fail("KEY", c.config.Key, err.Error()+" (or auto, or delivery)")
+	}
+	for i := range keys {
+		c.bind("KEY", &keys[i])
+		if keys[i].reads(sourceReceivedAt) {
+			c.fail("KEY", keys[i].text, "the time of receipt differs with each delivery and identifies no message")
+		}
+	}
+	r.keys = keys
+}
+
+// table lays out the route's table.
+func (c *compiler) table() {
+	r, t := c.route, &c.route.Table
+	text := c.config.Table
+	if text == "" {
+		text = r.Name
+	}
+	schema, name, qualified := strings.Cut(text, ".")
+	if !qualified {
+		schema, name = "", text
+	}
+	if qualified && (!isName(schema) || len(schema) > maxIdentifier || strings.HasPrefix(schema, "pg_")) {
+		c.fail("TABLE", text, fmt.Sprintf("expected a schema of lower-case letters, digits and _, not beginning with a digit or pg_, at most %d bytes", maxIdentifier))
+	}
+	if !isName(name) || len(name) > maxTable {
+		c.fail("TABLE", text, fmt.Sprintf("expected a table name of lower-case letters, digits and _, not beginning with a digit, at most %d bytes (partitions add to it)", maxTable))
+	}
+	t.Schema, t.Name = schema, name
+	fixed := func(name string, base baseType, notNull bool) {
+		t.Columns = append(t.Columns, Column{name, baseTypes[base].name, baseTypes[base].oid, notNull})
+	}
+	fixed("device_id", typeText, true)
+	fixed("time", typeTimestamptz, true)
+	fixed("message_id", typeUUID, true)
+	fixed("received_at", typeTimestamptz, true)
+	fixed("topic", typeText, true)
+	for i := range r.columns {
+		col := &r.columns[i]
+		t.Columns = append(t.Columns, Column{col.name, col.typ.name, col.typ.oid(), false})
+	}
+	if r.payload != payloadDrop {
+		if r.format == formatJSON {
+			fixed("payload", typeJSONB, false)
+		}
+		fixed("payload_bytes", typeBytea, false)
+	}
+	t.KeyColumns = []string{"device_id", "time", "message_id"}
+	if r.key == keyExplicit && c.config.Time == "" {
+		t.KeyColumns = []string{"device_id", "message_id"}
+	}
+}
+
+func (c *compiler) partition() {
+	config, t := c.config, &c.route.Table
+	t.Partition = Partition(c.choose("PARTITION", config.Partition, "day", "week", "month", "none"))
+	if config.Retention != "" {
+		var ok bool
+		if t.Retention, ok = parseRetention(config.Retention); !ok {
+			c.fail("RETENTION", config.Retention, "expected a duration such as 90d, 12w or 36h")
+		}
+	}
+	if len(t.KeyColumns) == 2 { // an explicit key and no event time
+		const why = "KEY without TIME: partitions are made by time, and the time of receipt, which differs with each delivery, cannot stand in a unique key"
+		if config.Partition == "" {
+			t.Partition = PartitionNone
+		} else if t.Partition != PartitionNone {
+			c.fail("PARTITION", config.Partition, "expected none with "+why)
+		}
+		if config.Retention != "" {
+			c.fail("RETENTION", config.Retention, "needs partitions, which there are not with "+why)
+		}
+	} else if config.Retention != "" && t.Partition == PartitionNone {
+		c.fail("RETENTION", config.Retention, "needs PARTITION=day, week or month: it drops whole partitions")
+	}
+}
+
+// parseRetention reads a Go duration that may begin with weeks and days, as in 12w, 90d or 1d12h.
+func parseRetention(text string) (total time.Duration, ok bool) {
+	for _, unit := range []struct {
+		letter string
+		length time.Duration
+	}{{"w", 7 * 24 * time.Hour}, {"d", 24 * time.Hour}} {
+		number, rest, found := strings.Cut(text, unit.letter)
+		if !found {
+			continue
+		}
+		n, err := strconv.ParseUint(number, 10, 32)
+		if err != nil || n > uint64(100*365*24*time.Hour/unit.length) {
+			return 0, false
+		}
+		total += time.Duration(n) * unit.length
+		text = rest
+	}
+	if text != "" {
+		d, err := time.ParseDuration(text)
+		if err != nil || d < 0 {
+			return 0, false
+		}
+		total += d
+	}
+	return total, total > 0
+}
+
+// checkTables finds routes that want the same table in different ways.
+func checkTables(routes []*Route) (errs []error) {
+	for i, a := range routes {
+		for _, b := range routes[:i] {
+			s, t := &a.Table, &b.Table
+			if s.Schema != t.Schema || s.Name != t.Name {
+				continue
+			}
+			differ := func(suffix, value, reason string) {
+				errs = append(errs, &ConfigError{variable(a.Name, suffix), cut(value, 80), fmt.Sprintf("route %s, which shares table %s, %s", b.Name, s.Name, reason)})
+			}
+			if !slices.Equal(s.KeyColumns, t.KeyColumns) {
+				differ("KEY", "", fmt.Sprintf("has rows unique by (%s), this one by (%s): both or neither need TIME", strings.Join(t.KeyColumns, ", "), strings.Join(s.KeyColumns, ", ")))
+			}
+			if s.Partition != t.Partition {
+				differ("PARTITION", string(s.Partition), "has "+string(t.Partition))
+			}
+			if s.Retention != t.Retention {
+				differ("RETENTION", s.Retention.String(), "has "+t.Retention.String())
+			}
+			for _, col := range s.Columns {
+				j := slices.IndexFunc(t.Columns, func(other Column) bool { return other.Name == col.Name })
+				if j >= 0 && t.Columns[j].Type != col.Type {
+					differ("COLUMNS", col.Name+":"+col.Type, "has "+col.Name+":"+t.Columns[j].Type)
+				}
+			}
+		}
+	}
+	return errs
+}
+
+// quote puts quotes around a value and makes it printable.
+func quote(s string) string { return strconv.Quote(s) }

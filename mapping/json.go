@@ -1,0 +1,349 @@
+package mapping
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"unicode/utf16"
+	"unicode/utf8"
+
+	"github.com/tidwall/gjson"
+)
+
+// This file is all that the package knows of JSON texts. Values stay as they were written
+// ("raw"), so that no digit of a number is lost.
+
+const (
+	// maxDepth is how deep arrays and objects may nest. It keeps recursion here and in PostgreSQL
+	// far from the end of any stack.
+	maxDepth = 512
+
+	// maxJSONB is the longest JSON text that is offered to PostgreSQL as jsonb. Its binary form
+	// can take six times the room of the text and must stay below 256 MiB.
+	maxJSONB = 32 << 20
+)
+
+// checkJSON says what hinders text from being a JSON text (RFC 8259) of bearable depth.
+func checkJSON(text string) problem {
+	switch {
+	case !utf8.ValidString(text):
+		return problem{ReasonInvalidUTF8, "the payload is not UTF-8"}
+	case tooDeep(text):
+		return problem{ReasonInvalidPayload, fmt.Sprintf("the payload nests deeper than %d levels", maxDepth)}
+	case !gjson.Valid(text):
+		return problem{ReasonInvalidPayload, "the payload is not JSON: " + jsonError(text)}
+	}
+	return problem{}
+}
+
+// jsonError asks the slower reader, which knows where the mistake is.
+func jsonError(text string) string {
+	var (
+		raw    json.RawMessage
+		syntax *json.SyntaxError
+	)
+	if errors.As(json.Unmarshal([]byte(text), &raw), &syntax) {
+		return fmt.Sprintf("byte %d: %s", syntax.Offset, syntax.Error())
+	}
+	return "malformed"
+}
+
+// tooDeep reports whether arrays and objects nest deeper than maxDepth. Up to the first mistake of
+// a malformed text it sees the same depth as a reader would.
+func tooDeep(text string) bool {
+	if strings.Count(text, "[")+strings.Count(text, "{") <= maxDepth {
+		return false
+	}
+	depth := 0
+	for i := 0; i < len(text); i++ {
+		switch text[i] {
+		case '"':
+			i = stringEnd(text, i) - 1
+		case '[', '{':
+			if depth++; depth > maxDepth {
+				return true
+			}
+		case ']', '}':
+			depth--
+		}
+	}
+	return false
+}
+
+// stringEnd is the index behind the string that begins with a quote at start.
+func stringEnd(text string, start int) int {
+	for i := start + 1; i < len(text); i++ {
+		switch text[i] {
+		case '\\':
+			i++
+		case '"':
+			return i + 1
+		}
+	}
+	return len(text)
+}
+
+// trimJSON takes the white space of RFC 8259 from both ends.
+func trimJSON(text string) string { return strings.Trim(text, " \t\r\n") }
+
+// rawValue classifies a raw JSON value; the empty one is absent.
+func rawValue(raw string) value {
+	if raw == "" {
+		return value{}
+	}
+	switch raw[0] {
+	case 'n':
+		return value{kind: kindNull, raw: raw}
+	case 't', 'f':
+		return value{kind: kindBool, str: raw, raw: raw}
+	case '{', '[':
+		return value{kind: kindComposite, str: raw, raw: raw}
+	case '"':
+		if strings.IndexByte(raw, '\\') < 0 {
+			return value{kind: kindText, str: raw[1 : len(raw)-1], raw: raw}
+		}
+		text, ok := unescape(raw)
+		if !ok {
+			return value{kind: kindBadText, raw: raw}
+		}
+		return value{kind: kindText, str: text, raw: raw}
+	}
+	return value{kind: kindNumber, str: raw, raw: raw}
+}
+
+// unescape decodes a raw JSON string. It is not ok if a surrogate stands alone: no text has such a
+// character.
+func unescape(raw string) (text string, ok bool) {
+	raw = raw[1 : len(raw)-1]
+	b := make([]byte, 0, len(raw))
+	for {
+		i := strings.IndexByte(raw, '\\')
+		if i < 0 {
+			return string(append(b, raw...)), true
+		}
+		b = append(b, raw[:i]...)
+		escape := raw[i+1]
+		raw = raw[i+2:]
+		switch escape {
+		case 'b':
+			b = append(b, '\b')
+		case 'f':
+			b = append(b, '\f')
+		case 'n':
+			b = append(b, '\n')
+		case 'r':
+			b = append(b, '\r')
+		case 't':
+			b = append(b, '\t')
+		case 'u':
+			r := hex4(raw)
+			raw = raw[4:]
+			if utf16.IsSurrogate(r) {
+				if !strings.HasPrefix(raw, `\u`) {
+					return "", false
+				}
+				if r = utf16.DecodeRune(r, hex4(raw[2:])); r == utf8.RuneError {
+					return "", false
+				}
+				raw = raw[6:]
+			}
+			b = utf8.AppendRune(b, r)
+		default: // " \ /
+			b = append(b, escape)
+		}
+	}
+}
+
+// hex4 reads the four digits behind \u.
+func hex4(s string) rune {
+	n, _ := strconv.ParseUint(s[:4], 16, 16) // the text is valid: there are four
+	return rune(n)
+}
+
+// isEscape reports whether s is one escape sequence of a JSON string.
+func isEscape(s string) bool { return gjson.Valid(`"`+s+`"`) && len(s) > 1 && s[0] == '\\' }
+
+// jsonbRefuses says what in a valid JSON text PostgreSQL's jsonb cannot hold; empty if nothing.
+func jsonbRefuses(text string) string {
+	if len(text) > maxJSONB {
+		return fmt.Sprintf("is longer than %d MiB", maxJSONB>>20)
+	}
+	// Short texts with neither \u nor an exponent, nearly all there are, need no closer look.
+	if len(text) < 15000 && !hasExponent(text) && !strings.Contains(text, `\u`) {
+		return ""
+	}
+	for i := 0; i < len(text); {
+		switch c := text[i]; {
+		case c == '"':
+			end := stringEnd(text, i)
+			if raw := text[i:end]; strings.Contains(raw, `\u`) {
+				if s, ok := unescape(raw); !ok {
+					return `holds an unpaired surrogate (\ud800 to \udfff)`
+				} else if strings.IndexByte(s, 0) >= 0 {
+					return `holds the character \u0000`
+				}
+			}
+			i = end
+		case c == '-' || isDigit(c):
+			end := i + 1
+			for end < len(text) && strings.IndexByte("0123456789+-.eE", text[end]) >= 0 {
+				end++
+			}
+			if d, ok := parseDecimal(text[i:end]); !ok || !d.fitsNumeric() {
+				return "holds a number beyond the range of numeric: " + cut(text[i:end], 40)
+			}
+			i = end
+		default:
+			i++
+		}
+	}
+	return ""
+}
+
+// hasExponent reports whether a number of the text may have one.
+func hasExponent(text string) bool {
+	for i := 1; i < len(text); i++ {
+		if text[i]|0x20 == 'e' && isDigit(text[i-1]) {
+			return true
+		}
+	}
+	return false
+}
+
+// node is a place in a JSON document that some expression of a route names. The nodes form a tree
+// and are numbered in preorder: a document is read once, and each value found is put into the slot
+// of its node.
+type node struct {
+	slot, end int // slots of the node and, up to end, of all below it
+	members   []branch
+	elements  []branch
+	backward  bool // some index counts from the end
+}
+
+type branch struct {
+	name  string
+	index int
+	node  *node
+}
+
+// at gives the node that a path leads to, making it where needed.
+func (n *node) at(path []step) *node {
+	for _, s := range path {
+		n = n.child(s)
+	}
+	return n
+}
+
+func (n *node) child(s step) *node {
+	list := &n.elements
+	if s.member {
+		list = &n.members
+	}
+	for _, b := range *list {
+		if b.name == s.name && b.index == s.index {
+			return b.node
+		}
+	}
+	child := &node{}
+	*list = append(*list, branch{s.name, s.index, child})
+	n.backward = n.backward || s.index < 0
+	return child
+}
+
+// number gives the nodes their slots, from first on, and returns the next free one.
+func (n *node) number(first int) int {
+	n.slot = first
+	first++
+	for _, b := range n.members {
+		first = b.node.number(first)
+	}
+	for _, b := range n.elements {
+		first = b.node.number(first)
+	}
+	n.end = first
+	return first
+}
+
+// read puts the values of a raw JSON value into the slots of n and of the nodes below it. Of
+// members with the same name the last counts, as in jsonb.
+func (n *node) read(raw string, slots []string) {
+	clear(slots[n.slot:n.end])
+	slots[n.slot] = raw
+	switch {
+	case len(n.members) > 0 && raw[0] == '{':
+		gjson.Parse(raw).ForEach(func(key, v gjson.Result) bool {
+			if child := n.member(key.Raw, key.Str); child != nil {
+				child.read(v.Raw, slots)
+			}
+			return true
+		})
+	case len(n.elements) > 0 && raw[0] == '[':
+		size := 0
+		if n.backward {
+			gjson.Parse(raw).ForEach(func(_, _ gjson.Result) bool { size++; return true })
+		}
+		i := 0
+		gjson.Parse(raw).ForEach(func(_, v gjson.Result) bool {
+			for _, b := range n.elements {
+				if b.index == i || b.index < 0 && b.index+size == i {
+					b.node.read(v.Raw, slots)
+				}
+			}
+			i++
+			return true
+		})
+	}
+}
+
+// member is the node of a member, given its name raw and decoded; nil if no expression names it.
+func (n *node) member(raw, name string) *node {
+	if strings.IndexByte(raw, '\\') >= 0 {
+		var ok bool
+		if name, ok = unescape(raw); !ok {
+			return nil
+		}
+	}
+	for i := range n.members {
+		if n.members[i].name == name {
+			return n.members[i].node
+		}
+	}
+	return nil
+}
+
+// rest appends raw without the members that used says were taken, and reports whether anything
+// is left. Objects that lose all their members go with them; elements of arrays stay.
+func (n *node) rest(dst []byte, raw string, used []bool) ([]byte, bool) {
+	if used[n.slot] {
+		return dst, false
+	}
+	if len(n.members) == 0 || raw[0] != '{' {
+		return append(dst, raw...), true
+	}
+	start := len(dst)
+	lost := false
+	dst = append(dst, '{')
+	gjson.Parse(raw).ForEach(func(key, v gjson.Result) bool {
+		at := len(dst)
+		if at > start+1 {
+			dst = append(dst, ',')
+		}
+		dst = append(append(dst, key.Raw...), ':')
+		child := n.member(key.Raw, key.Str)
+		if child == nil {
+			dst = append(dst, v.Raw...)
+			return true
+		}
+		var left bool
+		if dst, left = child.rest(dst, v.Raw, used); !left {
+			dst, lost = dst[:at], true
+		}
+		return true
+	})
+	if lost && len(dst) == start+1 {
+		return dst[:start], false
+	}
+	return append(dst, '}'), true
+}

@@ -1,0 +1,469 @@
+package mapping
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"strings"
+	"sync"
+	"unsafe"
+
+	"github.com/tidwall/gjson"
+)
+
+// maxDevice is the greatest length of a device id in bytes: what fits an index entry with room to
+// spare.
+const maxDevice = 1024
+
+// maxElements is the greatest number of rows one message may give through EACH. Every element
+// repeats topic and device, so that without a limit a small message could fill the memory.
+const maxElements = 65536
+
+// scratch is what mapping one message needs for a moment. It is reused.
+type scratch struct {
+	levels  []string // of the topic
+	found   []match
+	buffer  []byte
+	checked bool    // payload was looked at as JSON
+	json    problem // what is wrong with it
+
+	// What follows belongs to the route at work.
+	message  *Message
+	route    *Route
+	filter   *filter
+	payload  string   // absent if empty
+	slots    []string // what the document's nodes found
+	used     []bool   // which slots some expression looked at
+	document bool     // slots are filled
+	element  bool     // the element's are
+}
+
+var scratches = sync.Pool{New: func() any { return new(scratch) }}
+
+// Map says what becomes of m: it appends one outcome for every route that wants its topic, in the
+// order of the configuration, and nothing if none does. It is safe for concurrent use and keeps
+// nothing of m.
+func (r *Routes) Map(m *Message, out []Outcome) []Outcome {
+	s := scratches.Get().(*scratch)
+	s.levels = splitLevels(m.Topic, s.levels[:0])
+	s.found = r.trie.find(s.levels, s.found[:0])
+	s.message = m
+	s.checked = false
+	for _, found := range s.found {
+		s.begin(r.routes[found.route], found.filter)
+		out = append(out, s.outcome())
+	}
+	s.end()
+	scratches.Put(s)
+	return out
+}
+
+// splitLevels appends the levels of a topic.
+func splitLevels(topic string, levels []string) []string {
+	for {
+		i := strings.IndexByte(topic, '/')
+		if i < 0 {
+			return append(levels, topic)
+		}
+		levels = append(levels, topic[:i])
+		topic = topic[i+1:]
+	}
+}
+
+func (s *scratch) begin(route *Route, filter int) {
+	s.route = route
+	s.filter = &route.filters[filter]
+	s.document, s.element = false, false
+	// The payload is read as a string and not changed while it is: rows hold copies.
+	s.payload = unsafe.String(unsafe.SliceData(s.message.Payload), len(s.message.Payload))
+	if n := route.slots; cap(s.slots) < n {
+		s.slots, s.used = make([]string, n), make([]bool, n)
+	} else {
+		s.slots, s.used = s.slots[:n], s.used[:n]
+		clear(s.slots)
+		clear(s.used)
+	}
+}
+
+// end lets go of the message, so that a resting scratch keeps no payload alive.
+func (s *scratch) end() {
+	clear(s.levels)
+	clear(s.slots)
+	s.message, s.route, s.filter, s.payload = nil, nil, nil, ""
+	if cap(s.buffer) > 1<<16 {
+		s.buffer = nil
+	}
+}
+
+func (s *scratch) outcome() Outcome {
+	o := Outcome{Route: s.route}
+	switch {
+	case s.payload == "" && !s.route.storeEmpty:
+		o.Skip = SkipEmpty
+		return o
+	case s.message.Retain && !s.route.storeRetained:
+		o.Skip = SkipRetained
+		return o
+	}
+	rows, p := s.rows()
+	switch {
+	case p.why != "":
+		o.Rejection = p.rejection()
+	case len(rows) == 0:
+		o.Skip = SkipNoRows
+	default:
+		o.Rows = rows
+	}
+	return o
+}
+
+// rows maps the message to the rows of the route: all or none.
+func (s *scratch) rows() ([]Row, problem) {
+	if p := checkText(s.message.Topic); p.why != "" {
+		p.why = "the topic " + p.why
+		return nil, p
+	}
+	if p := s.open(); p.why != "" {
+		return nil, p
+	}
+	var hash [sha256.Size]byte
+	if s.route.key == keyAuto && s.route.time.terms != nil {
+		hash = s.contentHash(s.route.Name, s.message)
+	}
+	if !s.route.Each || s.payload == "" {
+		row, fields, p := s.row(hash, 0, make([]byte, 0, s.room(len(s.payload))))
+		if p.why != "" {
+			return nil, p
+		}
+		row.Fields = fields
+		return []Row{row}, problem{}
+	}
+	return s.eachRow(hash)
+}
+
+// open reads the payload as FORMAT says.
+func (s *scratch) open() problem {
+	if s.payload == "" {
+		return problem{}
+	}
+	switch s.route.format {
+	case formatText:
+		p := checkText(s.payload)
+		if p.why != "" {
+			p.why = "the payload " + p.why
+		}
+		return p
+	case formatJSON:
+		if !s.checked {
+			s.checked = true
+			s.json = checkJSON(s.payload)
+		}
+		if s.json.why != "" {
+			return s.json
+		}
+		s.payload = trimJSON(s.payload)
+		s.route.document.read(s.payload, s.slots)
+		s.document = true
+	}
+	return problem{}
+}
+
+// room estimates the bytes of a row's fields.
+func (s *scratch) room(payload int) int {
+	n := 96 + len(s.message.Topic)*2 + 16*len(s.route.columns)
+	if s.route.payload != payloadDrop {
+		n += payload
+	}
+	return n
+}
+
+func (s *scratch) eachRow(hash [sha256.Size]byte) ([]Row, problem) {
+	raw := s.slots[s.route.each.slot]
+	s.used[s.route.each.slot] = true
+	if raw == "" || raw[0] != '[' {
+		return nil, problem{ReasonInvalidEach, fmt.Sprintf("EACH = %s selects no array: %s", cut(s.route.eachText, 80), rawValue(raw).show())}
+	}
+	var (
+		rows   []Row
+		ends   []int
+		fields = make([]byte, 0, s.room(len(raw)))
+		bad    problem
+	)
+	first, last := s.route.item.slot, s.route.item.end
+	gjson.Parse(raw).ForEach(func(_, item gjson.Result) bool {
+		if len(rows) == maxElements {
+			bad = problem{ReasonInvalidEach, fmt.Sprintf("EACH = %s selects more than %d elements", cut(s.route.eachText, 80), maxElements)}
+			return false
+		}
+		clear(s.used[first:last])
+		s.route.item.read(item.Raw, s.slots)
+		s.element = true
+		var row Row
+		row, fields, bad = s.row(hash, len(rows), fields)
+		if bad.why != "" {
+			bad.why = fmt.Sprintf("element %d: %s", len(rows), bad.why)
+			return false
+		}
+		rows = append(rows, row)
+		ends = append(ends, len(fields))
+		return true
+	})
+	if bad.why != "" {
+		return nil, bad
+	}
+	start := 0
+	for i, end := range ends {
+		rows[i].Fields = fields[start:end:end]
+		start = end
+	}
+	return rows, problem{}
+}
+
+// row makes one row and appends its fields.
+func (s *scratch) row(hash [sha256.Size]byte, element int, fields []byte) (Row, []byte, problem) {
+	var (
+		r            = s.route
+		m            = s.message
+		row          Row
+		p            problem
+		reproducible bool
+	)
+	if row.DeviceID, p = s.device(); p.why != "" {
+		return row, fields, p
+	}
+	if row.Time, reproducible, p = s.time(); p.why != "" {
+		return row, fields, p
+	}
+	if row.MessageID, p = s.messageID(row.Time, reproducible, hash, element); p.why != "" {
+		return row, fields, p
+	}
+	received, _ := fromTime(m.ReceivedAt)
+
+	fields = appendText(fields, row.DeviceID)
+	fields = appendInt8(fields, row.Time)
+	fields = append(append(fields, 0, 0, 0, 16), row.MessageID[:]...)
+	fields = appendInt8(fields, received)
+	fields = appendText(fields, m.Topic)
+	for i := range r.columns {
+		c := &r.columns[i]
+		v := s.eval(&c.from)
+		if fields, p = c.typ.appendField(fields, v, &r.columnClock); p.why != "" {
+			p.why = fmt.Sprintf("column %s:%s = %s: %s %s", c.name, c.typ.name, cut(c.from.text, 80), v.show(), p.why)
+			return row, fields, p
+		}
+	}
+	return row, s.appendPayload(fields), problem{}
+}
+
+// device evaluates DEVICE.
+func (s *scratch) device() (string, problem) {
+	v := s.eval(&s.route.device)
+	id, p := "", problem{}
+	switch v.kind {
+	case kindAbsent, kindNull:
+		p.why = "selects nothing"
+	case kindComposite:
+		p.why = "selects no single value: " + v.show()
+	default:
+		id, p = v.text()
+		switch {
+		case p.why != "":
+			p.why = v.show() + " " + p.why
+		case id == "":
+			p.why = "is empty"
+		case len(id) > maxDevice:
+			p.why = fmt.Sprintf("%s is longer than %d bytes", v.show(), maxDevice)
+		}
+	}
+	if p.why != "" {
+		return "", problem{ReasonInvalidDevice, "DEVICE = " + cut(s.route.device.text, 80) + ": " + p.why}
+	}
+	return strings.Clone(id), problem{}
+}
+
+// time evaluates TIME. Where there is none the time of receipt stands in, which no second delivery
+// will have again.
+func (s *scratch) time() (micros int64, reproducible bool, p problem) {
+	received, why := fromTime(s.message.ReceivedAt)
+	if why != "" {
+		return 0, false, problem{ReasonInvalidTime, "the time of receipt " + why}
+	}
+	if s.route.time.terms == nil {
+		return received, false, problem{}
+	}
+	v := s.eval(&s.route.time)
+	switch {
+	case v.kind == kindInstant || v.missing() && s.payload == "":
+		return received, false, problem{}
+	case v.missing():
+		why = "selects nothing"
+	default:
+		if micros, why = s.route.clock.parse(v); why != "" {
+			why = v.show() + " " + why
+		}
+	}
+	if why != "" {
+		return 0, false, problem{ReasonInvalidTime, "TIME = " + cut(s.route.time.text, 80) + ": " + why}
+	}
+	return micros, true, problem{}
+}
+
+// messageID evaluates KEY.
+func (s *scratch) messageID(micros int64, reproducible bool, hash [sha256.Size]byte, element int) (id [16]byte, p problem) {
+	r := s.route
+	if r.key == keyExplicit {
+		b := appendPart(append(s.buffer[:0], domainKey...), r.Name)
+		for i := range r.keys {
+			v := s.eval(&r.keys[i])
+			if v.missing() && s.payload == "" {
+				return deliveryID(s.message, r.Name, element), problem{}
+			}
+			var ok bool
+			if b, ok = appendKey(b, v); !ok {
+				return id, problem{ReasonInvalidKey, fmt.Sprintf("KEY %s: %s identifies no message", cut(r.keys[i].text, 80), v.show())}
+			}
+		}
+		s.buffer = b
+		if reproducible {
+			return eventID(micros, sha256.Sum256(b)), problem{}
+		}
+		return hashID(sha256.Sum256(b)), problem{}
+	}
+	if r.key == keyDelivery || !reproducible {
+		return deliveryID(s.message, r.Name, element), problem{}
+	}
+	if r.Each {
+		hash = elementHash(hash, element)
+	}
+	return eventID(micros, hash), problem{}
+}
+
+// appendPayload appends the columns payload and payload_bytes as far as the table has them.
+func (s *scratch) appendPayload(fields []byte) []byte {
+	r := s.route
+	if r.payload == payloadDrop {
+		return fields
+	}
+	if r.format != formatJSON {
+		return appendText(fields, s.payload)
+	}
+	raw, left := s.payload, s.payload != ""
+	if !left {
+		return appendText(appendNull(fields), "")
+	}
+	root := &r.document
+	if r.Each {
+		root = &r.item
+		raw = s.slots[root.slot]
+	}
+	if r.payload == payloadRest {
+		s.buffer, left = root.rest(s.buffer[:0], raw, s.used)
+		raw = unsafe.String(unsafe.SliceData(s.buffer), len(s.buffer))
+	}
+	switch {
+	case !left:
+		return appendNull(appendNull(fields))
+	case jsonbRefuses(raw) != "":
+		return appendText(appendNull(fields), raw) // nothing is lost: the bytes are kept
+	}
+	return appendNull(appendJSONB(fields, raw))
+}
+
+// eval gives the first value that is present and not null.
+func (s *scratch) eval(e *expression) value {
+	var v value
+	for i := range e.terms {
+		if v = s.term(&e.terms[i]); !v.missing() {
+			break
+		}
+	}
+	return v
+}
+
+func (s *scratch) term(t *term) value {
+	m := s.message
+	switch t.source {
+	case sourceLiteral:
+		return t.value
+	case sourceCapture:
+		return s.capture(t.name)
+	case sourceTopic:
+		return value{kind: kindText, str: m.Topic}
+	case sourceLevel:
+		i := t.index - 1
+		if t.index < 0 {
+			i = len(s.levels) + t.index
+		}
+		if i < 0 || i >= len(s.levels) || t.filled && s.levels[i] == "" {
+			return value{}
+		}
+		return value{kind: kindText, str: s.levels[i]}
+	case sourceDocument, sourceElement:
+		if t.source == sourceDocument && !s.document || t.source == sourceElement && !s.element {
+			return value{}
+		}
+		s.used[t.node.slot] = true
+		return rawValue(s.slots[t.node.slot])
+	case sourceUser:
+		for i := range m.UserProperties {
+			if m.UserProperties[i].Name == t.name {
+				return value{kind: kindText, str: m.UserProperties[i].Value}
+			}
+		}
+		return value{}
+	case sourceContentType:
+		if m.ContentType == "" {
+			return value{}
+		}
+		return value{kind: kindText, str: m.ContentType}
+	case sourceCorrelation:
+		if m.CorrelationData == nil {
+			return value{}
+		}
+		return value{kind: kindBytes, str: string(m.CorrelationData)}
+	case sourceQoS:
+		return value{kind: kindNumber, str: string('0' + rune(m.QoS))}
+	case sourceRetain:
+		if m.Retain {
+			return value{kind: kindBool, str: "true"}
+		}
+		return value{kind: kindBool, str: "false"}
+	case sourceReceivedAt:
+		micros, why := fromTime(m.ReceivedAt)
+		if why != "" {
+			return value{}
+		}
+		return value{kind: kindInstant, micros: micros}
+	default: // sourcePayload
+		switch {
+		case s.payload == "":
+			return value{}
+		case s.route.format == formatText:
+			return value{kind: kindText, str: s.payload}
+		case s.route.format == formatRaw:
+			return value{kind: kindBytes, str: s.payload}
+		}
+		s.used[s.route.document.slot] = true
+		return rawValue(s.payload)
+	}
+}
+
+// capture is what stands in the topic where the matching filter has the name.
+func (s *scratch) capture(name string) value {
+	for i := range s.filter.captures {
+		c := &s.filter.captures[i]
+		switch {
+		case c.name != name:
+		case c.level >= len(s.levels): // {name...} matched the level above
+			return value{}
+		case !c.rest:
+			return value{kind: kindText, str: s.levels[c.level]}
+		default:
+			start := 0
+			for _, level := range s.levels[:c.level] {
+				start += len(level) + 1
+			}
+			return value{kind: kindText, str: s.message.Topic[start:]}
+		}
+	}
+	return value{}
+}
