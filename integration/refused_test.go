@@ -1,0 +1,64 @@
+//go:build unix
+
+package integration
+
+import (
+	"io"
+	"log/slog"
+	"net/http"
+	"sync/atomic"
+	"testing"
+
+	mochi "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/hooks/auth"
+	"github.com/mochi-mqtt/server/v2/listeners"
+	"github.com/mqttpg/bridge/integration/provider"
+)
+
+// gate is a broker's access control that can forbid subscriptions.
+type gate struct {
+	auth.AllowHook
+	forbidden atomic.Bool
+}
+
+func (g *gate) ID() string { return "gate" }
+
+func (g *gate) OnACLCheck(_ *mochi.Client, _ string, write bool) bool {
+	return write || !g.forbidden.Load()
+}
+
+// TestSubscriptionRefused connects to a broker whose access control forbids the topic. A connected
+// bridge that is sent nothing looks healthy from the outside, so it must not be called ready; and
+// when the operator has mended the rule, it recovers by itself.
+func TestSubscriptionRefused(t *testing.T) {
+	t.Parallel()
+	rule := &gate{}
+	rule.forbidden.Store(true)
+	server := mochi.New(&mochi.Options{Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	if err := server.AddHook(rule, nil); err != nil {
+		t.Fatalf("broker: %v", err)
+	}
+	listener := listeners.NewTCP(listeners.Config{ID: "tcp", Address: "127.0.0.1:0"})
+	if err := server.AddListener(listener); err != nil {
+		t.Fatalf("broker: %v", err)
+	}
+	if err := server.Serve(); err != nil {
+		t.Fatalf("broker: %v", err)
+	}
+	t.Cleanup(func() { _ = server.Close() })
+
+	s := &scene{database: provider.SharedDatabase(t).Fresh(t)}
+	bridge := s.launch(t, streamRoutes, map[string]string{"BRIDGE_MQTT_URLS": "mqtt://" + listener.Address()})
+	eventually(t, "/readyz says that the subscription is refused", func() (bool, string) {
+		return notReady(t, bridge, "refused", "stream/+/telemetry")
+	})
+	if status, body := page(t, bridge, "/livez"); status != http.StatusOK {
+		t.Errorf("/livez with a refused subscription: %d %s", status, body)
+	}
+
+	rule.forbidden.Store(false)
+	waitReady(t, bridge)
+	load := newStreamLoad(30)
+	newPublisher(t, "mqtt://"+listener.Address(), "devices").sendAll(t.Context(), t, load.messages)
+	load.waitAndCompare(t, s, true, bridge)
+}
