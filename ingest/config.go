@@ -1,0 +1,153 @@
+package ingest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/mqttpg/bridge/mapping"
+	"go.uber.org/zap"
+)
+
+// Config is what all sessions of one process have in common.
+type Config struct {
+	// URLs are tried in turn at every connection attempt. Schemes: mqtt and tcp, mqtts, ssl and tls,
+	// ws, wss; default ports 1883, 8883, 80 and 443. User information in a URL stands in for
+	// Username and Password when Username is empty.
+	URLs     []*url.URL
+	Username string
+	// Password is called at every attempt, so that a rotated secret is taken up; nil = no password.
+	Password func() (string, error)
+
+	// CAFile, CertFile and KeyFile are PEM files, read again at every attempt. An unreadable file
+	// does no harm while an earlier reading was good. ServerName overrides the host name that the
+	// broker's certificate is checked against.
+	CAFile, CertFile, KeyFile, ServerName string
+
+	// ShareName makes every subscription $share/<ShareName>/<filter>; empty = plain subscriptions.
+	ShareName string
+	Filters   []string // topic filters that do not cover one another
+	QoS       byte     // asked for; less granted is a failure that Status shows
+
+	KeepAlive     time.Duration // whole seconds, 0 to 65535; 0 = off
+	SessionExpiry time.Duration // whole seconds; longer than any outage to be survived
+
+	// ReceiveMaximum is how many QoS 1 and 2 messages may be unacknowledged. It decides the greatest
+	// rate: no more than ReceiveMaximum per commit, linger and acknowledgement together. It is always
+	// sent: without it Mosquitto takes 20. It is not enforced, because Mosquitto up to 2.0.12 exceeds
+	// it in good faith; Budget bounds the memory.
+	ReceiveMaximum uint16
+
+	// StatusTopic, when set, gets a retained "online" at <StatusTopic>/<client id> after every
+	// connect, and "offline" as Will and before a clean disconnect.
+	StatusTopic string
+
+	// Budget is shared by all sessions of the process. Its bytes are taken here and released by
+	// whoever got the Delivery.
+	Budget *Budget
+
+	// Deliver is called for each message in the order of receipt, by the goroutine that reads from
+	// the broker, and must not block: keepalive answers wait behind it. ctx ends with the
+	// connection, whose messages can then no longer be acknowledged. The Delivery and all it refers
+	// to belong to the callee.
+	Deliver func(ctx context.Context, d *Delivery)
+
+	Log     *zap.Logger
+	Metrics *Metrics
+}
+
+// Delivery is one receipt of a PUBLISH.
+type Delivery struct {
+	Message    mapping.Message
+	PacketID   uint16 // 0 for QoS 0
+	Dup        bool   // the broker sent this packet id before, in this session [MQTT-3.3.1-1]
+	Connection uint64 // generation: rises with every CONNACK of this Session
+
+	// SubscriptionIDs are the identifiers of the subscriptions that this copy answers; empty where
+	// the subscription carried none.
+	SubscriptionIDs []uint32
+
+	Size int // bytes taken from the Budget, to be released when the message is settled
+}
+
+// Ack returns what acknowledges d.
+func (d *Delivery) Ack() Ack {
+	return Ack{Connection: d.Connection, PacketID: d.PacketID, QoS: d.Message.QoS}
+}
+
+// Ack names one delivery to acknowledge.
+type Ack struct {
+	Connection uint64
+	PacketID   uint16
+	QoS        byte
+}
+
+// overheadBytes is charged to the Budget for each message on top of its packet: about what the
+// Delivery, its topic and its place in the writer's batch take, so that a flood of empty messages is
+// bounded as well.
+const overheadBytes = 512
+
+// check returns all mistakes at once.
+func (cfg *Config) check(clientID string) error {
+	var errs []error
+	add := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if len(cfg.URLs) == 0 {
+		add("no broker URL")
+	}
+	for _, u := range cfg.URLs {
+		if _, ok := schemes[strings.ToLower(u.Scheme)]; !ok {
+			add("broker URL %s: scheme is none of mqtt, mqtts, ws, wss (or tcp, ssl, tls)", u.Redacted())
+		}
+		if u.Hostname() == "" {
+			add("broker URL %s: no host", u.Redacted())
+		}
+	}
+	if (cfg.CertFile == "") != (cfg.KeyFile == "") {
+		add("client certificate and key must be given together")
+	}
+	if n := len(clientID); n == 0 || n > math.MaxUint16 {
+		add("client id is empty or longer than 65535 bytes")
+	}
+	if strings.ContainsAny(cfg.ShareName, "/+#") { // [MQTT-4.8.2-1] [MQTT-4.8.2-2]
+		add("share name %q contains /, + or #", cfg.ShareName)
+	}
+	if len(cfg.Filters) == 0 {
+		add("no topic filter")
+	}
+	for _, filter := range cfg.Filters {
+		if filter == "" || utf8Fault([]byte(filter)) != "" || len(cfg.subscription(filter)) > math.MaxUint16 {
+			add("topic filter %.100q is empty, too long or no UTF-8", filter)
+		}
+	}
+	if cfg.QoS > 2 {
+		add("QoS %d is none of 0, 1, 2", cfg.QoS)
+	}
+	if s := cfg.KeepAlive; s < 0 || s > math.MaxUint16*time.Second || s%time.Second != 0 {
+		add("keep alive %s is not 0 to 65535 whole seconds", s)
+	}
+	if s := cfg.SessionExpiry; s < 0 || s/time.Second > math.MaxUint32 || s%time.Second != 0 {
+		add("session expiry %s is not 0 to 4294967295 whole seconds", s)
+	}
+	if cfg.ReceiveMaximum == 0 { // a protocol error, MQTT 5 section 3.1.2.11.3
+		add("receive maximum is 0")
+	}
+	if text := topicFault([]byte(cfg.StatusTopic)); text != "" {
+		add("status topic %q %s", cfg.StatusTopic, text)
+	}
+	if cfg.Budget == nil || cfg.Deliver == nil || cfg.Log == nil || cfg.Metrics == nil {
+		add("budget, deliver function, logger and metrics are required")
+	}
+	return errors.Join(errs...)
+}
+
+// subscription is the Topic Filter of SUBSCRIBE for one of Filters.
+func (cfg *Config) subscription(filter string) string {
+	if cfg.ShareName == "" {
+		return filter
+	}
+	return "$share/" + cfg.ShareName + "/" + filter
+}

@@ -1,0 +1,543 @@
+package ingest
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/eclipse/paho.golang/packets"
+	"github.com/mqttpg/bridge/mapping"
+)
+
+const (
+	readBufferSize = 64 << 10
+
+	// maxControlPacket bounds what passes through to paho, which allocates what the length field
+	// says, up to 256 MB. No packet but PUBLISH has reason to be near it.
+	maxControlPacket = 1 << 20
+
+	// writeTimeout bounds each write. A broker that takes nothing for so long is stalled, and
+	// without a bound whoever writes would hang with it: the reader, the writer's loop, the pinger.
+	writeTimeout = 10 * time.Second
+
+	// lingerTimeout is how long the broker may take to close its side after our DISCONNECT.
+	lingerTimeout = time.Second
+)
+
+// errLeft is the cause of a connection that we closed on purpose.
+var errLeft = errors.New("closed by the bridge")
+
+// errLibrary is the cause when paho closes the connection and we saw no reason to.
+var errLibrary = errors.New("closed by the MQTT library: a packet it could not read")
+
+// serverDisconnect is a DISCONNECT sent by the broker.
+type serverDisconnect struct {
+	code   byte
+	reason string // Reason String, often empty
+}
+
+func (e *serverDisconnect) Error() string {
+	return "the broker disconnected: " + describeCode(e.code, e.reason)
+}
+
+// notMQTT5 is a CONNACK in the form of MQTT 3.1.1, which has no properties.
+type notMQTT5 struct{ code byte }
+
+func (e *notMQTT5) Error() string {
+	return fmt.Sprintf("the broker does not speak MQTT 5: it answered with a CONNACK of MQTT 3.1.1, return code %d", e.code)
+}
+
+// writeError is a write that failed or took too long.
+type writeError struct{ err error }
+
+func (e *writeError) Error() string { return "write to the broker: " + e.err.Error() }
+func (e *writeError) Unwrap() error { return e.err }
+
+// conn is one network connection to the broker, the net.Conn that paho works on.
+//
+// Read is called by paho's one reading goroutine. It takes PUBLISH and PUBREL out of the stream,
+// notes CONNACK, DISCONNECT and PINGRESP in passing, and gives everything else to paho as it is.
+//
+// Writes are collected between Lock and Unlock, which paho calls around each packet, and leave in
+// one piece. A write that fails ends the connection.
+type conn struct {
+	session *Session
+	raw     net.Conn
+
+	// ctx ends with the connection, at once when the cause is known: paho's OnClientError and Done
+	// come only after all of paho's goroutines are through. Its cause says why.
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+
+	generation atomic.Uint64 // 0 until CONNACK
+	keepAlive  keepAlive
+	leaving    atomic.Bool   // DISCONNECT is about to be sent: what still comes is not for us
+	readEnded  chan struct{} // closed when Read has returned an error
+	endRead    sync.Once
+
+	// Of the reading goroutine.
+	reader    *bufio.Reader
+	header    [5]byte
+	passing   []byte // to be given to paho first,
+	passLeft  int    // then so many bytes of reader
+	completed []byte // PUBCOMPs to be written
+
+	writeMu sync.Mutex
+	out     []byte
+}
+
+func newConn(s *Session, raw net.Conn) *conn {
+	c := &conn{session: s, raw: raw, readEnded: make(chan struct{})}
+	c.ctx, c.cancel = context.WithCancelCause(context.Background())
+	c.reader = bufio.NewReaderSize(watchedReader{c}, readBufferSize)
+	return c
+}
+
+// watchedReader notes when bytes arrive, a whole buffer at a time.
+type watchedReader struct{ c *conn }
+
+func (r watchedReader) Read(p []byte) (int, error) {
+	n, err := r.c.raw.Read(p)
+	if n > 0 {
+		r.c.keepAlive.read()
+	}
+	return n, err
+}
+
+// Read gives paho the bytes that are for it. See conn.
+func (c *conn) Read(p []byte) (int, error) {
+	n, err := c.read(p)
+	if err != nil {
+		c.cancel(err)
+		c.endRead.Do(func() { close(c.readEnded) })
+	}
+	return n, err
+}
+
+func (c *conn) read(p []byte) (int, error) {
+	for {
+		switch {
+		case len(c.passing) > 0:
+			n := copy(p, c.passing)
+			c.passing = c.passing[n:]
+			return n, nil
+		case c.passLeft > 0:
+			n, err := c.reader.Read(p[:min(len(p), c.passLeft)])
+			c.passLeft -= n
+			return n, unexpected(err)
+		}
+		if err := c.packet(); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// packet reads the fixed header of the next packet and deals with the packet as its type asks.
+func (c *conn) packet() error {
+	// PUBCOMPs wait while more input is at hand: a burst of PUBRELs is answered in one write.
+	if c.reader.Buffered() == 0 {
+		if err := c.writeCompleted(); err != nil {
+			return err
+		}
+	}
+	header := c.header[:0]
+	first, err := c.reader.ReadByte()
+	if err != nil {
+		return err
+	}
+	header = append(header, first)
+	length := 0
+	for shift := 0; ; shift += 7 {
+		if shift > 21 {
+			return c.refuse(malformed("Remaining Length of more than four bytes"))
+		}
+		b, err := c.reader.ReadByte()
+		if err != nil {
+			return unexpected(err)
+		}
+		header = append(header, b)
+		length |= int(b&0x7F) << shift
+		if b < 0x80 {
+			break
+		}
+	}
+
+	kind, flags := first>>4, first&0x0F
+	if c.leaving.Load() { // only the end of the stream matters now
+		return c.discard(length)
+	}
+	switch kind {
+	case packets.PUBLISH:
+		return c.publish(flags, length)
+	case packets.PUBREL:
+		return c.pubrel(flags, length)
+	}
+	if length > maxControlPacket {
+		return c.refuse(&packetError{code: codePacketTooLarge, text: fmt.Sprintf("packet of type %d has %d bytes", kind, length)})
+	}
+	c.passing, c.passLeft = header, length
+	switch kind {
+	case packets.CONNACK, packets.DISCONNECT, packets.PINGRESP:
+		whole := append(header, make([]byte, length)...)
+		if _, err := io.ReadFull(c.reader, whole[len(header):]); err != nil {
+			return unexpected(err)
+		}
+		c.passing, c.passLeft = whole, 0
+		return c.note(kind, whole, whole[len(header):])
+	}
+	return nil
+}
+
+// note takes what we need to know from a packet on its way to paho.
+func (c *conn) note(kind byte, whole, body []byte) error {
+	switch kind {
+	case packets.PINGRESP:
+		if rtt, ok := c.keepAlive.response(); ok {
+			c.session.pinged(rtt)
+		}
+		return nil
+	case packets.DISCONNECT:
+		end := &serverDisconnect{}
+		if p, err := packets.ReadPacket(bytes.NewReader(whole)); err == nil {
+			d := p.Content.(*packets.Disconnect)
+			end.code = d.ReasonCode
+			if d.Properties != nil {
+				end.reason = d.Properties.ReasonString
+			}
+		} else if len(body) > 0 {
+			end.code = body[0]
+		}
+		c.cancel(end) // paho's callbacks come later, in no certain order
+		return nil
+	}
+	// CONNACK, before the first PUBLISH of the connection: paho tells of it only later.
+	if c.generation.Load() != 0 { // [MQTT-3.2.0-2]
+		return c.refuse(protocolError("second CONNACK"))
+	}
+	if len(body) == 2 { // MQTT 5 has a Property Length at least
+		return &notMQTT5{code: body[1]}
+	}
+	p, err := packets.ReadPacket(bytes.NewReader(whole))
+	if err != nil {
+		return c.refuse(malformed("CONNACK: " + err.Error()))
+	}
+	if ack := p.Content.(*packets.Connack); ack.ReasonCode < codeUnspecifiedError {
+		c.session.accepted(c, ack)
+	}
+	return nil
+}
+
+// publish takes a PUBLISH of length bytes after the fixed header out of the stream and delivers it.
+// The order is that of receipt: all of it happens in the reading goroutine.
+func (c *conn) publish(flags byte, length int) error {
+	if c.generation.Load() == 0 { // [MQTT-3.2.0-1]
+		return c.refuse(protocolError("PUBLISH before CONNACK"))
+	}
+	if err := checkPublishFlags(flags); err != nil {
+		return c.refuse(err)
+	}
+	// The length is the broker's word, up to 256 MB: the bytes are acquired before they are allocated.
+	size := length + overheadBytes
+	admitted, err := c.admit(flags>>1&0x03, int64(size))
+	if err != nil {
+		return err
+	}
+	if !admitted { // not even decoded, so a malformed one among them goes unnoticed
+		return c.discard(length)
+	}
+	delivered := false
+	defer func() {
+		if !delivered {
+			c.session.cfg.Budget.Release(int64(size))
+		}
+	}()
+	frame := make([]byte, length)
+	if _, err := io.ReadFull(c.reader, frame); err != nil {
+		return unexpected(err)
+	}
+	p, err := decodePublish(flags, frame)
+	if err != nil {
+		return c.refuse(err)
+	}
+	delivered = c.session.deliver(c.ctx, &Delivery{
+		Message: mapping.Message{
+			Topic:           p.topic,
+			Payload:         p.payload,
+			QoS:             p.qos,
+			Retain:          p.retain,
+			ContentType:     p.contentType,
+			CorrelationData: p.correlationData,
+			UserProperties:  p.userProperties,
+			ReceivedAt:      time.Now().UTC().Truncate(time.Microsecond),
+			Seed:            rand.Uint64(),
+		},
+		PacketID:        p.packetID,
+		Dup:             p.dup,
+		Connection:      c.generation.Load(),
+		SubscriptionIDs: p.subscriptionIDs,
+		Size:            size,
+	})
+	return nil
+}
+
+// admit takes size bytes of the budget for a message and says whether it did.
+//
+// A QoS 0 message never waits: it is outside of Receive Maximum, so a flood of them would hold up
+// PINGRESP and every QoS 1 message behind it. When the budget is exhausted it is dropped and counted.
+//
+// A QoS 1 or 2 message waits as long as the connection lives. Meanwhile nothing is read, the
+// broker's sending comes to a halt by TCP's own means, and only our PINGREQs go on.
+func (c *conn) admit(qos byte, size int64) (bool, error) {
+	s := c.session
+	if qos > 0 && s.stopping.Err() != nil {
+		return false, nil // left unacknowledged: the broker keeps it
+	}
+	if s.cfg.Budget.TryAcquire(size) {
+		return true, nil
+	}
+	if qos == 0 {
+		s.cfg.Metrics.dropped.WithLabelValues(dropBudget).Inc()
+		return false, nil
+	}
+	if err := c.writeCompleted(); err != nil {
+		return false, err
+	}
+	ctx, cancel := context.WithCancel(c.ctx)
+	defer cancel()
+	defer context.AfterFunc(s.stopping, cancel)()
+	c.keepAlive.pause(true)
+	err := s.cfg.Budget.Acquire(ctx, size)
+	c.keepAlive.pause(false)
+	switch {
+	case err == nil:
+		return true, nil
+	case c.ctx.Err() != nil:
+		return false, context.Cause(c.ctx)
+	}
+	return false, nil // StopTaking
+}
+
+// pubrel answers PUBREL, the third packet of a QoS 2 delivery, with PUBCOMP [MQTT-4.3.3-11].
+//
+// No state of QoS 2 is kept: PUBREC is sent where PUBACK would be, after the commit and in the order
+// of receipt [MQTT-4.6.0-3]. A PUBLISH whose PUBREC got lost comes again with DUP and the same packet
+// id, just as for QoS 1, and is recognised in the same way. So is nothing gained by refusing an
+// unknown packet id with 0x92; the answer is success always, also to a PUBREL that says 0x92 itself.
+func (c *conn) pubrel(flags byte, length int) error {
+	if flags != 0x02 { // [MQTT-3.6.1-1]
+		return c.refuse(malformed("PUBREL: reserved flags"))
+	}
+	if length < 2 || length > maxControlPacket {
+		return c.refuse(malformed("PUBREL: length"))
+	}
+	var id [2]byte
+	if _, err := io.ReadFull(c.reader, id[:]); err != nil {
+		return unexpected(err)
+	}
+	if err := c.discard(length - 2); err != nil { // reason code and properties change nothing
+		return err
+	}
+	c.completed = append(c.completed, packets.PUBCOMP<<4, 2, id[0], id[1])
+	return nil
+}
+
+func (c *conn) writeCompleted() error {
+	if len(c.completed) == 0 {
+		return nil
+	}
+	err := c.write(c.completed)
+	c.completed = c.completed[:0]
+	return err
+}
+
+func (c *conn) discard(n int) error {
+	_, err := c.reader.Discard(n)
+	return unexpected(err)
+}
+
+// refuse ends the connection because of a packet that breaks the protocol, and tells the broker so
+// [MQTT-4.13.1-1]. The session stays; what caused it may well come again on the next connection,
+// which the backoff and the status are for.
+func (c *conn) refuse(err error) error {
+	code := byte(codeUnspecifiedError)
+	var violation *packetError
+	if errors.As(err, &violation) {
+		code = violation.code
+	}
+	_ = c.write([]byte{packets.DISCONNECT << 4, 1, code}) // err matters more than that of the goodbye
+	c.cancel(err)
+	return err
+}
+
+// unexpected is for errors within a packet, where the end of the stream is not in order.
+func unexpected(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// acknowledge writes the acknowledgements that belong to this connection, all in one write.
+func (c *conn) acknowledge(acks []Ack) error {
+	c.writeMu.Lock()
+	defer c.writeMu.Unlock()
+	generation := c.generation.Load()
+	for _, a := range acks {
+		if a.Connection != generation {
+			continue
+		}
+		switch a.QoS {
+		case 1:
+			c.out = append(c.out, packets.PUBACK<<4, 2, byte(a.PacketID>>8), byte(a.PacketID))
+		case 2:
+			c.out = append(c.out, packets.PUBREC<<4, 2, byte(a.PacketID>>8), byte(a.PacketID))
+		}
+	}
+	return c.flush()
+}
+
+// ping sends a PINGREQ and returns its number.
+func (c *conn) ping() (uint64, error) {
+	n := c.keepAlive.request() // noted first: the answer may be quick
+	return n, c.write([]byte{packets.PINGREQ << 4, 0})
+}
+
+// barrier returns when the broker has read everything that was written before it: brokers handle the
+// packets of a connection in order, so a PINGRESP tells that all acknowledgements were seen.
+// DISCONNECT right after them, without a barrier, brought back 50 of 50.
+func (c *conn) barrier(ctx context.Context) error {
+	n, err := c.ping()
+	if err != nil {
+		return err
+	}
+	for {
+		changed := c.keepAlive.pending(n)
+		if changed == nil {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-c.ctx.Done():
+			return context.Cause(c.ctx)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (c *conn) write(p []byte) error {
+	c.writeMu.Lock()
+	defer c.writeMu.Unlock()
+	c.out = append(c.out, p...)
+	return c.flush()
+}
+
+// Lock begins a packet.
+func (c *conn) Lock() { c.writeMu.Lock() }
+
+// Write collects a part of a packet. It must be called between Lock and Unlock, as paho does.
+func (c *conn) Write(p []byte) (int, error) {
+	if c.ctx.Err() != nil {
+		return 0, context.Cause(c.ctx)
+	}
+	c.out = append(c.out, p...)
+	return len(p), nil
+}
+
+// Unlock ends a packet and sends it. Should that fail the connection is over, which is how the
+// caller gets to know.
+func (c *conn) Unlock() {
+	_ = c.flush()
+	c.writeMu.Unlock()
+}
+
+// flush sends what was collected. writeMu is held.
+func (c *conn) flush() error {
+	out := c.out
+	c.out = c.out[:0]
+	if cap(c.out) > readBufferSize { // not for ever the size of the largest SUBSCRIBE
+		c.out = nil
+	}
+	if len(out) == 0 {
+		return nil
+	}
+	if c.ctx.Err() != nil {
+		return context.Cause(c.ctx)
+	}
+	err := c.raw.SetWriteDeadline(time.Now().Add(writeTimeout))
+	if err == nil {
+		_, err = c.raw.Write(out)
+	}
+	if err != nil {
+		err = &writeError{err}
+		c.fail(err)
+	}
+	return err
+}
+
+// fail ends the connection at once for the cause given, unless it has ended for another one.
+func (c *conn) fail(cause error) {
+	c.cancel(cause)
+	_ = hardClose(c.raw)
+}
+
+// Close ends the connection. After a DISCONNECT of ours it first lets the broker read and close: a
+// socket closed with unread input resets the connection, and a reset may overtake the DISCONNECT,
+// whose loss would publish the Will.
+func (c *conn) Close() error {
+	if !c.leaving.Load() {
+		c.cancel(errLibrary)
+		return hardClose(c.raw)
+	}
+	c.cancel(errLeft)
+	if half, ok := c.raw.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
+		timer := time.NewTimer(lingerTimeout)
+		defer timer.Stop()
+		select {
+		case <-c.readEnded:
+		case <-timer.C:
+		}
+	}
+	return hardClose(c.raw)
+}
+
+// hardClose closes the socket below TLS and WebSocket, whose own closing would try to say goodbye
+// and wait for a peer that may be stalled.
+func hardClose(nc net.Conn) error {
+	for {
+		switch wrapped := nc.(type) {
+		case *webSocketConn:
+			nc = wrapped.NetConn()
+		case *tls.Conn:
+			nc = wrapped.NetConn()
+		default:
+			return nc.Close()
+		}
+	}
+}
+
+// The rest of net.Conn, which paho does not use.
+
+// LocalAddr returns the local address.
+func (c *conn) LocalAddr() net.Addr { return c.raw.LocalAddr() }
+
+// RemoteAddr returns the broker's address.
+func (c *conn) RemoteAddr() net.Addr { return c.raw.RemoteAddr() }
+
+// SetDeadline sets both deadlines; the next write sets its own.
+func (c *conn) SetDeadline(t time.Time) error { return c.raw.SetDeadline(t) }
+
+// SetReadDeadline sets the deadline of Read.
+func (c *conn) SetReadDeadline(t time.Time) error { return c.raw.SetReadDeadline(t) }
+
+// SetWriteDeadline sets the deadline of writes; the next write sets its own.
+func (c *conn) SetWriteDeadline(t time.Time) error { return c.raw.SetWriteDeadline(t) }

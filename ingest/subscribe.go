@@ -1,0 +1,229 @@
+package ingest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/eclipse/paho.golang/autopaho"
+	"github.com/eclipse/paho.golang/paho"
+	"go.uber.org/zap"
+)
+
+// The payloads of the status topic.
+const (
+	statusOnline  = "online"
+	statusOffline = "offline"
+)
+
+const (
+	// maxSubscribeFilters is how many filters go into one SUBSCRIBE: what the most restrictive
+	// brokers take (AWS IoT Core: 8).
+	maxSubscribeFilters = 8
+
+	subscribeBackoffMin, subscribeBackoffMax = time.Second, time.Minute
+)
+
+// notAnswered is the text of a subscription whose SUBACK has not come yet.
+const notAnswered = "not answered yet"
+
+// unanswered lists all subscriptions as not granted yet.
+func (s *Session) unanswered() []Subscription {
+	subs := make([]Subscription, len(s.cfg.Filters))
+	for i, filter := range s.cfg.Filters {
+		subs[i] = Subscription{Filter: s.cfg.subscription(filter), Text: notAnswered}
+	}
+	return subs
+}
+
+// subscribe subscribes to everything on a new connection and repeats what was refused, until all is
+// granted or the connection ends. It does so even if the session was present: brokers lose shared
+// subscriptions while they keep the session (Mosquitto at every restart). A refused subscription
+// takes nothing from the others.
+func (s *Session) subscribe(c *conn, manager *autopaho.ConnectionManager) {
+	wait := subscribeBackoffMin
+	for round := 0; ; round++ {
+		open, retry := s.subscribeOnce(c, manager)
+		if round == 0 {
+			if err := s.publishStatus(c.ctx, c, manager, statusOnline); err != nil && c.ctx.Err() == nil {
+				s.log.Warn("the status could not be published", zap.Error(err))
+			}
+		}
+		if open == 0 {
+			return
+		}
+		if !retry {
+			s.log.Error("subscriptions are not possible with this broker", zap.Int("missing", open))
+			return
+		}
+		timer := time.NewTimer(jitter(wait/2, wait))
+		wait = min(2*wait, subscribeBackoffMax)
+		select {
+		case <-timer.C:
+		case <-c.ctx.Done():
+			timer.Stop()
+			return
+		}
+	}
+}
+
+// subscribeOnce subscribes to what is not granted yet. It returns how many subscriptions are still
+// missing, and whether it is of any use to try again on this connection.
+func (s *Session) subscribeOnce(c *conn, manager *autopaho.ConnectionManager) (open int, retry bool) {
+	s.mu.Lock()
+	granted := s.status.Granted
+	subs := append([]Subscription(nil), s.status.Subscriptions...)
+	s.mu.Unlock()
+
+	budget := 16 << 10 // bytes per SUBSCRIBE
+	if n := int(granted.MaximumPacketSize); n > 0 {
+		budget = min(budget, n) // [MQTT-3.2.2-15]
+	}
+	var chunk []int // indexes of subs
+	size := subscribeOverhead
+	send := func() {
+		if len(chunk) > 0 && c.ctx.Err() == nil {
+			s.subscribeChunk(c, manager, subs, chunk)
+		}
+		chunk, size = chunk[:0], subscribeOverhead
+	}
+	for i := range subs {
+		sub := &subs[i]
+		if sub.OK {
+			continue
+		}
+		need := 2 + len(sub.Filter) + 1
+		if code := impossible(sub.Filter, granted); code != 0 {
+			sub.ReasonCode, sub.Text = code, "the broker says in CONNACK: "+describeCode(code, "")
+			continue
+		}
+		if n := int(granted.MaximumPacketSize); n > 0 && subscribeOverhead+need > n {
+			sub.ReasonCode, sub.Text = codePacketTooLarge, fmt.Sprintf("the filter does not fit into the %d bytes of a packet that the broker takes", n)
+			continue
+		}
+		if len(chunk) == maxSubscribeFilters || len(chunk) > 0 && size+need > budget {
+			send()
+		}
+		chunk, size = append(chunk, i), size+need
+		retry = true
+	}
+	send()
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conn != c || c.ctx.Err() != nil {
+		return 0, false // the next connection begins anew
+	}
+	for i := range subs {
+		if subs[i].OK {
+			continue
+		}
+		open++
+		if before := s.status.Subscriptions[i]; before.Text != subs[i].Text { // not the same line at each retry
+			s.log.Error("subscription is not granted", zap.String("filter", subs[i].Filter),
+				zap.String("reason", subs[i].Text), zap.Uint8("reason_code", subs[i].ReasonCode))
+		}
+	}
+	s.status.Subscriptions = subs
+	if open == 0 {
+		s.status.State = StateSubscribed
+		s.log.Info("subscribed", zap.Int("filters", len(subs)), zap.Uint8("qos", s.cfg.QoS))
+	}
+	return open, retry
+}
+
+// subscribeOverhead is what a SUBSCRIBE has besides its filters: fixed header, packet identifier,
+// no properties.
+const subscribeOverhead = 5 + 2 + 1
+
+// impossible returns the reason code of a filter that the broker's CONNACK rules out, or 0.
+func impossible(filter string, granted Granted) byte {
+	shared := strings.HasPrefix(filter, "$share/")
+	switch {
+	case shared && !granted.SharedSubs:
+		return codeSharedNotSupported
+	case strings.ContainsAny(filter, "+#") && !granted.WildcardSubs:
+		return codeWildcardNotSupport
+	}
+	return 0
+}
+
+// subscribeChunk sends one SUBSCRIBE for the subscriptions at the indexes given and enters the
+// answers.
+func (s *Session) subscribeChunk(c *conn, manager *autopaho.ConnectionManager, subs []Subscription, chunk []int) {
+	request := &paho.Subscribe{}
+	for _, i := range chunk {
+		request.Subscriptions = append(request.Subscriptions, s.options(subs[i].Filter))
+	}
+	answer, err := manager.Subscribe(c.ctx, request)
+	if answer == nil || len(answer.Reasons) != len(chunk) {
+		text := "SUBACK does not have one reason code for each filter"
+		if errors.Is(err, context.DeadlineExceeded) {
+			text = "no SUBACK in time"
+		} else if err != nil {
+			text = err.Error()
+		}
+		for _, i := range chunk {
+			subs[i].ReasonCode, subs[i].Text = codeUnspecifiedError, text
+		}
+		return
+	}
+	reason := ""
+	if answer.Properties != nil {
+		reason = answer.Properties.ReasonString
+	}
+	for k, i := range chunk {
+		code := answer.Reasons[k]
+		sub := &subs[i]
+		sub.ReasonCode, sub.OK, sub.Text = code, false, ""
+		switch {
+		case code >= codeUnspecifiedError:
+			sub.Text = "the broker refused: " + describeCode(code, reason)
+		case code < s.cfg.QoS:
+			// Messages do come, but without the promise that was asked for. Solace for one grants
+			// shared subscriptions QoS 0 only.
+			sub.Text = fmt.Sprintf("the broker granted QoS %d, QoS %d was asked for", code, s.cfg.QoS)
+		default:
+			sub.OK = true
+		}
+	}
+}
+
+// options are those of one filter. No Local stays off: it is a protocol error on a shared
+// subscription [MQTT-3.8.3-4], and newer Mosquittos end the connection for it. Retain As Published
+// is on, so that routes can tell a retained message's deletion from an empty one.
+func (s *Session) options(filter string) paho.SubscribeOptions {
+	o := paho.SubscribeOptions{Topic: filter, QoS: s.cfg.QoS, RetainAsPublished: true}
+	if s.cfg.ShareName != "" {
+		// A shared subscription gets no retained messages by the book, but Mosquitto before 2.0.13
+		// sends them all the same, and would at every reconnect.
+		o.RetainHandling = 2
+	} else {
+		o.RetainHandling = 1 // only when the subscription is new
+	}
+	return o
+}
+
+func (s *Session) statusTopic() string { return s.cfg.StatusTopic + "/" + s.clientID }
+
+// publishStatus publishes the retained status, if one is configured.
+func (s *Session) publishStatus(ctx context.Context, c *conn, manager *autopaho.ConnectionManager, status string) error {
+	if s.cfg.StatusTopic == "" || c.ctx.Err() != nil {
+		return nil
+	}
+	s.mu.Lock()
+	granted := s.status.Granted
+	s.mu.Unlock()
+	_, err := manager.Publish(ctx, &paho.Publish{
+		Topic:   s.statusTopic(),
+		Payload: []byte(status),
+		QoS:     min(1, granted.MaximumQoS),
+		Retain:  true,
+	})
+	if err != nil {
+		return fmt.Errorf("publish %s to %s: %w", status, s.statusTopic(), err)
+	}
+	return nil
+}
