@@ -1,0 +1,196 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// reporter takes one mistake of the configuration.
+type reporter func(variable, value, reason string)
+
+// validateBrokerLogin checks the user name and the password and fills in cfg.username and
+// cfg.password.
+func (cfg *config) validateBrokerLogin(report reporter) {
+	m := &cfg.MQTT
+	cfg.username = secret("BRIDGE_MQTT_USERNAME", m.Username, m.UsernameFile, report)
+	password := secret("BRIDGE_MQTT_PASSWORD", m.Password, m.PasswordFile, report)
+	switch path := m.PasswordFile.value; {
+	case path != "":
+		cfg.password = func() (string, error) { return readSecret(path) }
+	case password != "":
+		cfg.password = func() (string, error) { return password, nil }
+	}
+	for _, u := range m.URLs.value {
+		if u.User != nil && cfg.username != "" {
+			report("BRIDGE_MQTT_URLS", "", "expected no user name in a URL, since BRIDGE_MQTT_USERNAME is set as well")
+		}
+	}
+}
+
+// secret returns the value of a variable that may instead be held by a file.
+func secret(variable string, value, file text, report reporter) string {
+	if file.value == "" {
+		return value.text // a secret may begin or end with a space
+	}
+	if value.text != "" {
+		report(variable+"_FILE", "", "expected only one of "+variable+" and "+variable+"_FILE")
+		return ""
+	}
+	s, err := readSecret(file.value)
+	if err != nil {
+		report(variable+"_FILE", file.text, "expected a readable file: "+cause(err))
+	}
+	return s
+}
+
+// readSecret reads a file that holds a secret; the line break that editors leave at its end is not
+// part of it.
+func readSecret(path string) (string, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return "", err // names the operation and the file
+	}
+	return strings.TrimRight(string(b), "\r\n"), nil
+}
+
+// validateTLS looks into the files once, so that a wrong path is found now and not at the first
+// connection. Package ingest reads them again for every connection.
+func (cfg *config) validateTLS(report reporter) {
+	m := &cfg.MQTT
+	if path := m.CAFile.value; path != "" {
+		if pem, err := os.ReadFile(path); err != nil {
+			report("BRIDGE_MQTT_CA_FILE", m.CAFile.text, "expected a readable file: "+cause(err))
+		} else if !x509.NewCertPool().AppendCertsFromPEM(pem) {
+			report("BRIDGE_MQTT_CA_FILE", m.CAFile.text, "expected certificates in PEM form")
+		}
+	}
+	switch certificate, key := m.CertFile, m.KeyFile; {
+	case certificate.value != "" && key.value == "":
+		report("BRIDGE_MQTT_KEY_FILE", "", "expected the key of BRIDGE_MQTT_CERT_FILE")
+	case certificate.value == "" && key.value != "":
+		report("BRIDGE_MQTT_CERT_FILE", "", "expected the certificate of BRIDGE_MQTT_KEY_FILE")
+	case certificate.value != "":
+		if _, err := tls.LoadX509KeyPair(certificate.value, key.value); err != nil {
+			variable, file := "BRIDGE_MQTT_CERT_FILE", certificate
+			if pathError := (*os.PathError)(nil); errors.As(err, &pathError) && pathError.Path == key.value {
+				variable, file = "BRIDGE_MQTT_KEY_FILE", key
+			}
+			report(variable, file.text, "expected a certificate and its key in PEM form: "+cause(err))
+		}
+	}
+	usesTLS := false
+	for _, u := range m.URLs.value {
+		usesTLS = usesTLS || oneOf(strings.ToLower(u.Scheme), []string{"mqtts", "wss", "ssl", "tls"})
+	}
+	if files := m.CAFile.value + m.CertFile.value + m.ServerName.value; files != "" && !usesTLS && m.URLs.mistake == "" {
+		cfg.warnings = append(cfg.warnings, "TLS is configured, but no URL of BRIDGE_MQTT_URLS uses it (mqtts or wss)")
+	}
+}
+
+// databaseConnectTimeout bounds one connection attempt where neither the URL nor PGCONNECT_TIMEOUT
+// says otherwise; pgx's own two minutes would hide a database that swallows packets.
+const databaseConnectTimeout = 10 * time.Second
+
+// validateDatabase checks the connection string and fills in cfg.pool.
+func (cfg *config) validateDatabase(report reporter) {
+	d := &cfg.Database
+	variable := "BRIDGE_DATABASE_URL"
+	dsn := secret(variable, d.URL, d.URLFile, report)
+	if d.URLFile.value != "" {
+		variable += "_FILE"
+	}
+	pool, err := pgxpool.ParseConfig(dsn)
+	if err != nil {
+		if dsn == "" {
+			variable = "PG*"
+		}
+		report(variable, "", "expected a connection string such as postgres://user:password@host:5432/database"+dsnFault(dsn, err))
+		return
+	}
+	if !strings.Contains(dsn, "connect_timeout") && os.Getenv("PGCONNECT_TIMEOUT") == "" {
+		pool.ConnConfig.ConnectTimeout = databaseConnectTimeout
+	}
+	if pool.ConnConfig.RuntimeParams["application_name"] == "" {
+		pool.ConnConfig.RuntimeParams["application_name"] = "bridge"
+	}
+	if !strings.Contains(dsn, "pool_max_conns") {
+		// A writer for each session that may be owned, and leases, maintenance, monitor and one spare.
+		pool.MaxConns = max(pool.MaxConns, int32(cfg.MQTT.Sessions.value)+4) //nolint:gosec // at most 1000 sessions
+	}
+	if path := d.URLFile.value; path != "" {
+		pool.BeforeConnect = func(_ context.Context, c *pgx.ConnConfig) error { return rotate(c, path) }
+	}
+	cfg.pool = pool
+}
+
+// rotate takes user and password from the file, which may have changed since the start.
+func rotate(c *pgx.ConnConfig, path string) error {
+	dsn, err := readSecret(path)
+	if err != nil {
+		return err
+	}
+	fresh, err := pgconn.ParseConfig(dsn)
+	if err != nil {
+		return fmt.Errorf("parse the connection string in %s%s", path, dsnFault(dsn, err)) //nolint:errorlint // the error may quote the password
+	}
+	c.User, c.Password = fresh.User, fresh.Password
+	return nil
+}
+
+// dsnFault says what is wrong with a connection string, as far as that can be told without telling
+// the password: a URL that cannot be taken apart may hold it anywhere, and so may every other
+// message that quotes a part of the string.
+func dsnFault(dsn string, err error) string {
+	if strings.Contains(dsn, "://") {
+		if _, parseErr := url.Parse(dsn); parseErr != nil {
+			return "; are special characters in the password percent-encoded?"
+		}
+	}
+	if parse := (*pgconn.ParseConfigError)(nil); errors.As(err, &parse) && errors.Unwrap(parse) != nil {
+		reason := errors.Unwrap(parse).Error()
+		if !strings.ContainsAny(reason, "\"'`") { // quotes nothing
+			return ": " + reason
+		}
+	}
+	return ""
+}
+
+// cause is the innermost error: messages name file and variable already.
+func cause(err error) string {
+	if pathError := (*os.PathError)(nil); errors.As(err, &pathError) {
+		return pathError.Err.Error()
+	}
+	return err.Error()
+}
+
+// validAddress says whether addr is host:port with a port number; the host may be empty.
+func validAddress(addr string) bool {
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return false
+	}
+	n, err := strconv.Atoi(port)
+	return err == nil && n >= 0 && n <= math.MaxUint16
+}
+
+// printable says whether s is what MQTT calls well-formed text, without control characters
+// [MQTT-1.5.4-1] [MQTT-1.5.4-2].
+func printable(s string) bool {
+	return utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
+}

@@ -1,0 +1,141 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/mqttpg/bridge/mapping"
+)
+
+// problem is one mistake in the environment.
+type problem struct {
+	variable string
+	value    string // the offending part, never a secret
+	reason   string // what was expected
+}
+
+func (p problem) String() string {
+	value := ""
+	switch {
+	case p.value == hidden:
+		value = " " + hidden + ":"
+	case p.value != "":
+		value = fmt.Sprintf(" %.100q:", p.value)
+	}
+	return p.variable + ":" + value + " " + p.reason
+}
+
+// problems are all mistakes of an environment, one line each.
+type problems []problem
+
+func (p problems) Error() string {
+	lines := make([]string, len(p))
+	for i := range p {
+		lines[i] = p[i].String()
+	}
+	return strings.Join(lines, "\n")
+}
+
+func (p *problems) add(variable, value, reason string) {
+	*p = append(*p, problem{variable, value, strings.Join(strings.Fields(reason), " ")})
+}
+
+// addErrors adds the mistakes that mapping.Compile joined.
+func (p *problems) addErrors(err error) {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, one := range joined.Unwrap() {
+			p.addErrors(one)
+		}
+		return
+	}
+	if mistake := (*mapping.ConfigError)(nil); errors.As(err, &mistake) {
+		p.add(mistake.Variable, mistake.Value, mistake.Reason)
+		return
+	}
+	p.add("BRIDGE_ROUTES", "", err.Error())
+}
+
+// addUnknown adds every variable of the environment that nothing reads: a typo must not pass
+// silently. known maps each variable to the route that reads it.
+func (p *problems) addUnknown(environment []string, known map[string]string, routes []string) {
+	environment = slices.Sorted(slices.Values(environment))
+	for _, entry := range environment {
+		name, value, _ := strings.Cut(entry, "=")
+		if _, ok := known[name]; ok || !strings.HasPrefix(name, prefix+"_") || serviceLink(name, value) {
+			continue
+		}
+		reason := "no such variable"
+		if route, ok := routeOf(name); ok && !slices.Contains(routes, route) {
+			reason = fmt.Sprintf("route %s is not in BRIDGE_ROUTES", route)
+		}
+		if near := closest(name, known); near != "" {
+			reason += "; did you mean " + near + "?"
+		}
+		p.add(name, "", reason)
+	}
+}
+
+// routeOf takes the route's name out of BRIDGE_ROUTE_<NAME>_<SUFFIX> with a suffix that exists.
+func routeOf(variable string) (string, bool) {
+	rest, ok := strings.CutPrefix(variable, prefix+"_ROUTE_")
+	if !ok {
+		return "", false
+	}
+	longest := ""
+	for _, v := range variablesOf("", &routeConfig{}) {
+		if suffix := "_" + v.name; strings.HasSuffix(rest, suffix) && len(suffix) > len(longest) {
+			longest = suffix
+		}
+	}
+	route := strings.ToLower(strings.TrimSuffix(rest, longest))
+	return route, longest != "" && route != ""
+}
+
+// Kubernetes describes every Service of the namespace to every container: for one named bridge in
+// BRIDGE_SERVICE_HOST, BRIDGE_PORT and others, and likewise for one named bridge-metrics.
+var (
+	ownServiceLink   = regexp.MustCompile(`^BRIDGE_(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_.+)?)$`)
+	otherServiceLink = regexp.MustCompile(`^BRIDGE_[A-Z0-9_]+_(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)$`)
+	serviceLinkPort  = regexp.MustCompile(`^(tcp|udp|sctp)://`)
+)
+
+// serviceLink says whether Kubernetes injected the variable. BRIDGE_HTTP_PORT=8080 is a typo, though
+// BRIDGE_HTTP_PORT=tcp://10.0.0.1:80 is not.
+func serviceLink(name, value string) bool {
+	return ownServiceLink.MatchString(name) || otherServiceLink.MatchString(name) ||
+		strings.HasSuffix(name, "_PORT") && serviceLinkPort.MatchString(value)
+}
+
+// closest is the known name with the fewest differing letters, if it is near enough to be meant.
+func closest(name string, known map[string]string) string {
+	best, fewest := "", max(2, len(name)/5)+1
+	for candidate := range known {
+		if d := distance(name, candidate); d < fewest || d == fewest && best != "" && candidate < best {
+			best, fewest = candidate, d
+		}
+	}
+	return best
+}
+
+// distance is the number of letters to insert, delete or replace to turn a into b.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			d := diagonal
+			if a[i] != b[j] {
+				d = 1 + min(diagonal, row[j], row[j+1])
+			}
+			diagonal, row[j+1] = row[j+1], d
+		}
+	}
+	return row[len(b)]
+}

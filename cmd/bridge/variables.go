@@ -1,0 +1,79 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"reflect"
+	"strings"
+	"text/template"
+
+	"github.com/kelseyhightower/envconfig"
+)
+
+// variable is one environment variable as its struct field declares it.
+type variable struct {
+	name    string
+	setting described // nil for the plain text of routes
+	tags    reflect.StructTag
+}
+
+// variablesOf lists the variables of a struct in the order of its fields. The names are envconfig's
+// own, so that no second rule for them can go another way: its usage printer visits the fields.
+func variablesOf(prefix string, spec any) []variable {
+	var list []variable
+	visit := func(name string, field reflect.Value, tags reflect.StructTag) string {
+		setting, _ := field.Addr().Interface().(described)
+		list = append(list, variable{name, setting, tags})
+		return ""
+	}
+	each := template.Must(template.New("").Funcs(template.FuncMap{"visit": visit}).
+		Parse(`{{range .}}{{visit .Key .Field .Tags}}{{end}}`))
+	if err := envconfig.Usaget(prefix, spec, io.Discard, each); err != nil {
+		panic(fmt.Sprintf("list variables: %v", err)) // the struct is no struct: any test shows it
+	}
+	return list
+}
+
+// mistake says what was expected instead of the value; empty when the value is fine.
+func (v variable) mistake() string {
+	_, text, mistake := v.setting.described()
+	if values := v.tags.Get("oneof"); mistake == "" && values != "" && !oneOf(strings.TrimSpace(text), strings.Fields(values)) {
+		return "expected one of " + strings.Join(strings.Fields(values), ", ")
+	}
+	return mistake
+}
+
+// secret says whether the value must not be shown.
+func (v variable) secret() bool { return v.tags.Get("secret") != "" }
+
+// shown is the value for messages and logs.
+func (v variable) shown() string {
+	_, text, _ := v.setting.described()
+	if v.secret() && text != "" {
+		return hidden
+	}
+	return text
+}
+
+// hidden stands for a secret.
+const hidden = "(hidden)"
+
+// kind is the variable's type for people.
+func (v variable) kind() string {
+	if values := v.tags.Get("oneof"); values != "" {
+		return strings.Join(strings.Fields(values), " | ")
+	}
+	if v.setting == nil {
+		return v.tags.Get("type")
+	}
+	kind, _, _ := v.setting.described()
+	return kind
+}
+
+// otherwise is what holds when the variable is not set, for people.
+func (v variable) otherwise() string {
+	if value := v.tags.Get("default"); value != "" {
+		return value
+	}
+	return v.tags.Get("unset")
+}
