@@ -24,27 +24,50 @@ var reserved = map[string]string{
 }
 
 // parseColumns reads COLUMNS: name[:type] = expression, separated by commas or line ends. A type
-// left out is the one the expression has by nature.
-func parseColumns(text string, f format) ([]column, error) {
-	var columns []column
+// left out is the one the expression has by nature. Behind a mistake it goes on with the next
+// column, to find them all.
+func parseColumns(text string, f format) (columns []column, errs []error) {
 	p := &parser{text: text}
 	for p.blanks(); p.pos < len(text); p.blanks() {
 		start := p.pos
 		c, err := p.column(f)
-		if err != nil {
-			return nil, err
-		}
 		for _, other := range columns {
-			if other.name == c.name {
-				return nil, p.fail(start, "column %s stands twice", c.name)
+			if err == nil && other.name == c.name {
+				err = p.fail(start, "column %s stands twice", c.name)
 			}
 		}
-		columns = append(columns, c)
-		if err := p.separator(); err != nil {
-			return nil, err
+		if err == nil {
+			columns = append(columns, c)
+			err = p.separator()
+		}
+		if err != nil {
+			errs = append(errs, err)
+			p.skipItem(start)
 		}
 	}
-	return columns, nil
+	return columns, errs
+}
+
+// skipItem goes from the start of an item to the next one.
+func (p *parser) skipItem(start int) {
+	open, quote := 0, byte(0)
+	for p.pos = start; p.pos < len(p.text); p.pos++ {
+		switch c := p.text[p.pos]; {
+		case quote != 0:
+			if c == quote {
+				quote = 0
+			}
+		case c == '\'' || c == '"':
+			quote = c
+		case c == '(' || c == '[' || c == '{':
+			open++
+		case c == ')' || c == ']' || c == '}':
+			open--
+		case c == '\n' || c == ',' && open <= 0:
+			p.pos++
+			return
+		}
+	}
 }
 
 func (p *parser) column(f format) (c column, err error) {

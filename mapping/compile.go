@@ -25,7 +25,8 @@ func Compile(configs []RouteConfig) (*Routes, error) {
 		names  = make(map[string]bool)
 	)
 	for i := range configs {
-		c := &compiler{config: &configs[i], route: &Route{Name: configs[i].Name}}
+		config := trimmed(configs[i])
+		c := &compiler{config: &config, route: &Route{Name: config.Name}}
 		switch {
 		case !isName(c.config.Name) || len(c.config.Name) > maxTable:
 			errs = append(errs, &ConfigError{"BRIDGE_ROUTES", cut(c.config.Name, 80),
@@ -55,8 +56,20 @@ func Compile(configs []RouteConfig) (*Routes, error) {
 	for _, f := range cover {
 		routes.filters = append(routes.filters, f.text)
 	}
-	routes.warnings = warnings(routes.routes, cover, configs)
+	routes.warnings = warnings(routes.routes, cover)
 	return &routes, nil
+}
+
+// trimmed is the configuration without white space around its values. COLUMNS and KEY stay as they
+// are, so that mistakes in them are told at their place.
+func trimmed(c RouteConfig) RouteConfig {
+	for _, value := range []*string{
+		&c.Topic, &c.Format, &c.Table, &c.Each, &c.Device, &c.Time, &c.TimeFormat, &c.TimeZone, &c.Payload,
+		&c.OnEmpty, &c.Retained, &c.Latest, &c.Partition, &c.Retention, &c.ProtoFile, &c.ProtoMessage,
+	} {
+		*value = strings.TrimSpace(*value)
+	}
+	return c
 }
 
 // compiler makes one route. It goes on behind a mistake, to find them all.
@@ -254,22 +267,32 @@ func (c *compiler) time() {
 }
 
 func (c *compiler) columns() {
-	columns, err := parseColumns(c.config.Columns, c.route.format)
-	if err != nil {
-		c.fail("COLUMNS", "", err.Error())
+	columns, errs := parseColumns(c.config.Columns, c.route.format)
+	for _, err := range errs {
+		c.fail("COLUMNS", offending(c.config.Columns, err), err.Error())
 	}
 	for i := range columns {
-		c.bind("COLUMNS", &columns[i].from)
-		if err := columns[i].checkConstants(&c.route.columnClock); err != nil {
-			c.fail("COLUMNS", "", err.Error())
+		col := &columns[i]
+		c.bind("COLUMNS", &col.from)
+		if err := col.checkConstants(&c.route.columnClock); err != nil {
+			c.fail("COLUMNS", col.name+":"+col.typ.name+" = "+col.from.text, err.Error())
 		}
 	}
 	c.route.columns = columns
 }
 
+// offending is the part of the text from which on it cannot be read.
+func offending(text string, err error) string {
+	var syntax *syntaxError
+	if !errors.As(err, &syntax) {
+		return text
+	}
+	return cut(strings.TrimSpace(text[syntax.offset:]), 40)
+}
+
 func (c *compiler) key() {
 	r := c.route
-	switch c.config.Key {
+	switch strings.TrimSpace(c.config.Key) {
 	case "", "auto":
 		r.key = keyAuto
 		r.Keyed = slices.ContainsFunc(r.time.terms, func(t term) bool { return t.source != sourceReceivedAt })

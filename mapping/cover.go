@@ -50,7 +50,7 @@ func coverOf(routes []*Route) []covering {
 }
 
 // warnings tells what of a valid configuration may surprise.
-func warnings(routes []*Route, cover []covering, configs []RouteConfig) (list []string) {
+func warnings(routes []*Route, cover []covering) (list []string) {
 	warn := func(format string, args ...any) { list = append(list, fmt.Sprintf(format, args...)) }
 	for i := range cover {
 		for j := range cover[:i] {
@@ -62,7 +62,7 @@ func warnings(routes []*Route, cover []covering, configs []RouteConfig) (list []
 			}
 		}
 	}
-	for i, r := range routes {
+	for _, r := range routes {
 		for j := range r.filters {
 			for k := range r.filters[:j] {
 				if covers(r.filters[k].levels, r.filters[j].levels) {
@@ -71,15 +71,18 @@ func warnings(routes []*Route, cover []covering, configs []RouteConfig) (list []
 				}
 			}
 		}
-		config := &configs[i]
-		if config.Time != "" && r.clock.zoneless() && r.clock.zone == nil {
+		timed := r.time.terms != nil
+		if timed && r.clock.zoneless() && r.clock.zone == nil {
 			warn("Route %s: TIME_FORMAT has no offset and TIME_ZONE is not set: times are read as UTC.", r.Name)
 		}
 		if r.Keyed && r.time.reads(sourceReceivedAt) {
 			warn("Route %s: where TIME falls back to received_at, a message that is published again is written again.", r.Name)
 		}
-		if r.key == keyAuto && config.Time != "" && !r.Keyed {
+		if r.key == keyAuto && timed && !r.Keyed {
 			warn("Route %s: TIME is the time of receipt, which no second delivery repeats: KEY=auto means delivery.", r.Name)
+		}
+		if r.Each && r.key == keyExplicit && !slices.ContainsFunc(r.keys, func(e expression) bool { return e.reads(sourceElement) }) {
+			warn("Route %s: KEY names nothing of the element (@): of the elements of one message that share a time, only the first is kept.", r.Name)
 		}
 		if r.Each && r.payload != payloadDrop {
 			warn("Route %s: with EACH the payload kept is the element; what stands beside the array is kept only where a column takes it.", r.Name)

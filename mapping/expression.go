@@ -75,6 +75,7 @@ type parser struct {
 
 // syntaxError is a place in the operator's text that cannot be read.
 type syntaxError struct {
+	offset    int // in bytes
 	character int // counted from 1
 	reason    string
 }
@@ -84,7 +85,7 @@ func (e *syntaxError) Error() string {
 }
 
 func (p *parser) fail(pos int, format string, args ...any) error {
-	return &syntaxError{utf8.RuneCountInString(p.text[:pos]) + 1, fmt.Sprintf(format, args...)}
+	return &syntaxError{pos, utf8.RuneCountInString(p.text[:pos]) + 1, fmt.Sprintf(format, args...)}
 }
 
 // expected tells what should have stood at the present place, and what does.

@@ -86,14 +86,26 @@ func isName(s string) bool {
 	return s != ""
 }
 
+// canonical writes the two filters that can be said in another way as they are easier to compare:
+// no topic is empty [MQTT-4.7.3-1], so that +/# is # and /# is /+/#.
+func canonical(levels []string) []string {
+	if len(levels) == 2 && levels[1] == "#" {
+		switch levels[0] {
+		case "+":
+			return levels[1:]
+		case "":
+			return []string{"", "+", "#"}
+		}
+	}
+	return levels
+}
+
 // covers reports whether every topic that b matches is matched by a too.
 func covers(a, b []string) bool {
 	if isWild(a[0]) && strings.HasPrefix(b[0], "$") {
 		return false // [MQTT-4.7.2-1]
 	}
-	if len(a) == 2 && a[0] == "+" && a[1] == "#" {
-		return true // every topic has a first level, so this is # in other words
-	}
+	a, b = canonical(a), canonical(b)
 	for i, level := range a {
 		switch {
 		case level == "#":
@@ -112,6 +124,7 @@ func intersect(a, b []string) bool {
 	if isWild(a[0]) && strings.HasPrefix(b[0], "$") || isWild(b[0]) && strings.HasPrefix(a[0], "$") {
 		return false // [MQTT-4.7.2-1]
 	}
+	a, b = canonical(a), canonical(b)
 	for i := 0; ; i++ {
 		switch {
 		case i < len(a) && a[i] == "#" || i < len(b) && b[i] == "#":

@@ -87,10 +87,10 @@ func (s *scratch) begin(route *Route, filter int) {
 // end lets go of the message, so that a resting scratch keeps no payload alive.
 func (s *scratch) end() {
 	clear(s.levels)
-	clear(s.slots)
+	clear(s.slots[:cap(s.slots)])
 	s.message, s.route, s.filter, s.payload = nil, nil, nil, ""
-	if cap(s.buffer) > 1<<16 {
-		s.buffer = nil
+	if cap(s.buffer) > 1<<16 || cap(s.levels) > 1<<10 {
+		s.buffer, s.levels = nil, nil
 	}
 }
 

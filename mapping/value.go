@@ -2,6 +2,7 @@ package mapping
 
 import (
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -90,8 +91,15 @@ func invalid(why string) problem { return problem{ReasonInvalidValue, why} }
 
 // rejection makes a problem the outcome, with a detail that is fit to be stored and shown.
 func (p problem) rejection() *Rejection {
-	detail := strings.ToValidUTF8(p.why, "\uFFFD")
-	detail = strings.ReplaceAll(detail, "\x00", "\uFFFD")
+	detail := strings.Map(func(r rune) rune { // invalid bytes come as U+FFFD already
+		switch {
+		case r == 0:
+			return utf8.RuneError
+		case unicode.IsControl(r):
+			return ' '
+		}
+		return r
+	}, p.why)
 	return &Rejection{Reason: p.reason, Detail: cut(detail, MaxDetail)}
 }
 
