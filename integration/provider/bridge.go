@@ -228,7 +228,7 @@ func RunBridge(t testing.TB, env map[string]string, stdin io.Reader, args ...str
 	t.Helper()
 	binary, _ := bridgeBinary(t)
 	var out, errs strings.Builder
-	cmd := exec.CommandContext(t.Context(), binary, args...) //nolint:gosec // the binary was built here
+	cmd := exec.CommandContext(t.Context(), binary, args...)
 	cmd.Env = environment(env)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &out, &errs
 	var exit *exec.ExitError
@@ -286,7 +286,7 @@ func buildBridge(dir string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	cmd := exec.Command("go", append(args, "./cmd/bridge")...) //nolint:gosec,noctx // constant words; one test must not end it for all
+	cmd := exec.Command("go", append(args, "./cmd/bridge")...) // no context: a test that ends must not end it for all
 	cmd.Dir = root
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build the bridge: %w\n%s", err, out)

@@ -81,7 +81,7 @@ func NewBroker(ctx context.Context, config BrokerConfig) (*Broker, error) {
 		return nil, err
 	}
 	if err := b.Start(ctx); err != nil {
-		return nil, errors.Join(err, b.Close())
+		return nil, errors.Join(err, b.Close(ctx))
 	}
 	return b, nil
 }

@@ -118,7 +118,7 @@ func NewDatabase(ctx context.Context, config DatabaseConfig) (*Database, error) 
 		d.machine, d.url = m, m.url
 	}
 	if err := d.Start(ctx); err != nil {
-		return nil, errors.Join(err, d.Close())
+		return nil, errors.Join(err, d.Close(ctx))
 	}
 	return d, nil
 }

@@ -26,17 +26,20 @@ const (
 
 // init is the janitor's whole life. It sits here and not in a TestMain, so that every test binary
 // that uses this package has one without asking.
-func init() {
-	task := os.Getenv(janitorVariable)
-	if task == "" {
-		return
+func init() { //nolint:gochecknoinits // see above
+	if task := os.Getenv(janitorVariable); task != "" {
+		os.Exit(janitor(task))
 	}
+}
+
+// janitor waits for the test binary's end and cleans up. It returns the exit code.
+func janitor(task string) int {
 	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	_, _ = io.Copy(io.Discard, os.Stdin) // until the test binary closes it, or dies
 
 	fields := strings.SplitN(task, " ", 3)
 	if len(fields) != 3 {
-		os.Exit(2)
+		return 2
 	}
 	if Kind(fields[0]) == Containers {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -46,9 +49,9 @@ func init() {
 		}
 	}
 	if sweep(fields[2]) != nil {
-		os.Exit(1)
+		return 1
 	}
-	os.Exit(0)
+	return 0
 }
 
 // sweep ends the processes that work in the folder and removes it. The kernel has told them of

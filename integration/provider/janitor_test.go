@@ -58,8 +58,8 @@ func TestNothingOutlivesAKilledTest(t *testing.T) {
 	var broker, database, label, dir string
 	lines := bufio.NewScanner(out)
 	for lines.Scan() && !strings.HasPrefix(lines.Text(), "paused") {
-		if strings.HasPrefix(lines.Text(), "victim ") {
-			if _, err := fmt.Sscan(strings.TrimPrefix(lines.Text(), "victim "), &broker, &database, &label, &dir); err != nil {
+		if words, ok := strings.CutPrefix(lines.Text(), "victim "); ok {
+			if _, err := fmt.Sscan(words, &broker, &database, &label, &dir); err != nil {
 				t.Fatal(err)
 			}
 		}

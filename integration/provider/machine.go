@@ -86,15 +86,16 @@ func (s *Server) endWith(t testing.TB) {
 		if t.Failed() {
 			t.Logf("log of the %s:\n%s", s.name, lastLines(s.Logs(context.WithoutCancel(t.Context())), 50))
 		}
-		if err := s.Close(); err != nil {
+		if err := s.Close(t.Context()); err != nil {
 			t.Error(err)
 		}
 	})
 }
 
-// Close removes the server and its data, in whatever state it is.
-func (s *Server) Close() error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+// Close removes the server and its data, in whatever state it is. A context that has ended does not
+// keep it from that.
+func (s *Server) Close(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
 	if err := s.machine.remove(ctx); err != nil {
 		return fmt.Errorf("remove the %s: %w", s.name, err)

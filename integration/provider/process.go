@@ -52,7 +52,7 @@ func (p *process) start(context.Context) error {
 		return err
 	}
 	defer func() { _ = log.Close() }()     // the child has its own descriptor
-	cmd := exec.Command(p.path, p.args...) //nolint:gosec,noctx // it outlives the caller's context
+	cmd := exec.Command(p.path, p.args...) // no context: it outlives the caller's
 	cmd.Dir, cmd.Env = p.dir, p.env
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = childAttributes()

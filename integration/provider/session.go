@@ -53,7 +53,7 @@ func open(ctx context.Context) (*session, error) {
 		return nil, fmt.Errorf("make the tests' folder: %w", err)
 	}
 	// The database server runs under an account of its own and has to pass through.
-	if err := os.Chmod(s.dir, 0o711); err != nil { //nolint:gosec // see above
+	if err := os.Chmod(s.dir, 0o711); err != nil {
 		return nil, fmt.Errorf("open the tests' folder: %w", err)
 	}
 	if err := s.startJanitor(); err != nil {
@@ -69,7 +69,7 @@ func (s *session) folder(name string) (string, error) {
 	s.nextName++
 	dir := filepath.Join(s.dir, fmt.Sprintf("%s-%d", name, s.nextName))
 	s.mu.Unlock()
-	if err := os.Mkdir(dir, 0o755); err != nil { //nolint:gosec // servers run under accounts of their own
+	if err := os.Mkdir(dir, 0o755); err != nil { // servers run under accounts of their own
 		return "", fmt.Errorf("make a folder for %s: %w", name, err)
 	}
 	return dir, nil
@@ -85,7 +85,7 @@ func (s *session) startJanitor() error {
 	if err != nil {
 		return fmt.Errorf("make the janitor's pipe: %w", err)
 	}
-	cmd := exec.Command(program) //nolint:noctx // it outlives every context
+	cmd := exec.Command(program) // no context: it outlives them all
 	cmd.Env = append(os.Environ(), janitorVariable+"="+string(s.kind)+" "+s.label+" "+s.dir)
 	cmd.Stdin = read // no output: `go test` waits for whoever holds its pipes
 	// A Ctrl-C at the terminal ends the tests, not the one who cleans up after them.
@@ -123,7 +123,7 @@ func Close() error {
 	current = nil
 	var err error
 	if s.shared != nil {
-		err = s.shared.Close()
+		err = s.shared.Close(context.Background())
 	}
 	return errors.Join(err, os.RemoveAll(s.dir), s.janitor.Close())
 }

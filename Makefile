@@ -1,0 +1,89 @@
+# Everything a person or a build machine does with this project. `make help` lists it.
+
+# Tools, pinned here and nowhere else. (Go itself is pinned in go.mod.)
+GOLANGCI_VERSION := v2.15.0
+
+MODULE  := github.com/mqttpg/bridge
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
+IMAGE   ?= bridge:$(VERSION)
+LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+
+CACHE     := $(CURDIR)/.cache
+GOLANGCI  := $(CACHE)/bin/golangci-lint-$(GOLANGCI_VERSION)
+COVER_DIR := $(CACHE)/cover
+
+# The scenarios need a broker and a database; everything else is a unit test.
+SCENARIOS := ./integration ./integration/provider
+UNITS     = $(shell go list ./... | grep -vE '/integration(/provider|/image)?$$')
+
+# The scenarios that a build machine runs a second time, on processes instead of containers.
+CORE ?= ^(TestMainJob|TestBrokerRestartMidStream|TestDatabaseRestartMidStream|TestBridgeKilledMidStream|TestTwoBridgesShare|TestPoison|TestGracefulStop|Test(Broker|Database|Bridge)[A-Z].*And.*|TestNothingOutlivesAKilledTest)$$
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test setup vet lint test-unit test-integration test-image cover build image fmt clean
+
+help: ## list what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## broker, database, bridge and devices on this machine (DEMO_SECONDS=20 ends by itself)
+	go run ./cmd/demo
+
+test: setup vet lint test-unit test-integration test-image cover ## everything: linters, all tests, coverage
+
+setup: ## find or install what the tests need
+	bash integration/setup/prepare.sh
+
+vet:
+	go vet -tags docker ./...
+
+lint: $(GOLANGCI) ## run the linters
+	$(GOLANGCI) run
+
+test-unit: ## unit tests and fuzz seeds with the race detector
+	rm -rf $(COVER_DIR)/unit && mkdir -p $(COVER_DIR)/unit
+	go test -race -cover -covermode=atomic -timeout 15m $(UNITS) -args -test.gocoverdir=$(COVER_DIR)/unit
+
+test-integration: ## the bridge between a real broker and a real database
+	rm -rf $(COVER_DIR)/integration && mkdir -p $(COVER_DIR)/integration
+	BRIDGE_TEST_COVERDIR=$(COVER_DIR)/integration go test -race -count=1 -p 1 -timeout 20m $(SCENARIOS)
+	@# A build machine has an engine, so the run above took containers. People have one or the other.
+	if [ "$${CI:-}" = true ]; then \
+	  BRIDGE_TEST_PROVIDER=processes BRIDGE_TEST_COVERDIR=$(COVER_DIR)/integration \
+	    go test -race -count=1 -p 1 -timeout 20m -run '$(CORE)' $(SCENARIOS); \
+	fi
+
+test-image: ## build the container image and look into it (where a Docker engine answers)
+	if [ "$${CI:-}" = true ] || timeout 10 docker version >/dev/null 2>&1; then \
+	  go test -tags docker -count=1 -timeout 15m ./integration/image; \
+	else \
+	  echo 'no Docker engine answers: the image is not tested'; \
+	fi
+
+cover: ## hold the coverage of the last test runs against what is asked
+	bash integration/setup/coverage.sh $(COVER_DIR)
+
+build: ## bin/bridge, static
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/bridge ./cmd/bridge
+
+image: ## the container image, as $(IMAGE)
+	@# The classic builder does where the client has no plugin for the newer one.
+	DOCKER_BUILDKIT=$$(docker buildx version >/dev/null 2>&1 && echo 1 || echo 0) \
+	  docker build --build-arg VERSION='$(VERSION)' --build-arg COMMIT='$(COMMIT)' --tag '$(IMAGE)' .
+
+fmt: $(GOLANGCI) ## format the code
+	$(GOLANGCI) fmt
+
+clean: ## remove what was built and cached here
+	rm -rf bin .cache coverage*.out
+
+$(GOLANGCI):
+	mkdir -p $(@D)
+	if [ "v$$(golangci-lint version --short 2>/dev/null)" = $(GOLANGCI_VERSION) ]; then \
+	  ln -sf "$$(type -P golangci-lint)" $@; \
+	else \
+	  GOBIN=$(@D) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION) && mv $(@D)/golangci-lint $@; \
+	fi
