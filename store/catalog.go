@@ -1,0 +1,161 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/mqttpg/bridge/mapping"
+)
+
+// TableError says why a route cannot write to its table as it stands. Only the operator can mend it.
+type TableError struct {
+	Table  string
+	Reason string
+}
+
+func (e *TableError) Error() string { return "table " + e.Table + ": " + e.Reason }
+
+// catalogTable is a table as the database has it.
+type catalogTable struct {
+	oid         uint32
+	schema      string
+	name        string
+	partitioned bool // by range over the column time alone
+	writable    bool // the role may insert
+	columns     map[string]catalogColumn
+	uniqueKeys  [][]string // columns of each unique index that on conflict can use, sorted
+}
+
+type catalogColumn struct {
+	name      string
+	oid       uint32 // of the type, that of the base type for a domain
+	typeName  string
+	required  bool // not null and without default
+	generated bool
+}
+
+// querier is what a pool, a connection and a transaction have in common.
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// inspect reads a table from the catalog; nil when it does not exist.
+func inspect(ctx context.Context, db querier, t *mapping.Table) (*catalogTable, error) {
+	c := &catalogTable{columns: map[string]catalogColumn{}}
+	var kind string
+	var insert bool
+	err := db.QueryRow(ctx, `
+		select c.oid, n.nspname::text, c.relname::text, c.relkind::text,
+		       has_table_privilege(c.oid, 'insert') or has_any_column_privilege(c.oid, 'insert'),
+		       coalesce(p.partstrat = 'r' and p.partnatts = 1 and
+		                (select a.attname from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum = p.partattrs[0]) = 'time', false)
+		from pg_catalog.pg_class c
+		join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+		left join pg_catalog.pg_partitioned_table p on p.partrelid = c.oid
+		where c.oid = pg_catalog.to_regclass($1)`, tableIdentifier(t).Sanitize()).
+		Scan(&c.oid, &c.schema, &c.name, &kind, &insert, &c.partitioned)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look up table %s: %w", tableName(t), err)
+	}
+	if !strings.Contains("rpfv", kind) {
+		return nil, &TableError{tableName(t), "is neither a table nor a view"}
+	}
+	c.writable = insert
+
+	rows, err := db.Query(ctx, `
+		select a.attname::text, case when t.typtype = 'd' then t.typbasetype else t.oid end,
+		       pg_catalog.format_type(a.atttypid, a.atttypmod),
+		       a.attnotnull and not a.atthasdef and a.attidentity = '', a.attgenerated <> ''
+		from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid
+		where a.attrelid = $1::oid and a.attnum > 0 and not a.attisdropped
+		order by a.attnum`, int64(c.oid))
+	if err != nil {
+		return nil, fmt.Errorf("look up columns of %s: %w", tableName(t), err)
+	}
+	var column catalogColumn
+	_, err = pgx.ForEachRow(rows, []any{&column.name, &column.oid, &column.typeName, &column.required, &column.generated}, func() error {
+		c.columns[column.name] = column
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look up columns of %s: %w", tableName(t), err)
+	}
+
+	// Usable as the arbiter of on conflict (columns): unique, valid, immediate, whole, of plain columns.
+	rows, err = db.Query(ctx, `
+		select array(select a.attname::text from pg_catalog.pg_attribute a
+		             where a.attrelid = i.indrelid and a.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1]) order by 1)
+		from pg_catalog.pg_index i
+		where i.indrelid = $1::oid and i.indisunique and i.indisvalid and i.indimmediate and i.indpred is null and i.indexprs is null`, int64(c.oid))
+	if err != nil {
+		return nil, fmt.Errorf("look up indexes of %s: %w", tableName(t), err)
+	}
+	c.uniqueKeys, err = pgx.CollectRows(rows, pgx.RowTo[[]string])
+	if err != nil {
+		return nil, fmt.Errorf("look up indexes of %s: %w", tableName(t), err)
+	}
+	return c, nil
+}
+
+// missing returns the columns that the table lacks, or says why the route cannot use it.
+func (c *catalogTable) missing(t *mapping.Table) ([]mapping.Column, error) {
+	if !c.writable {
+		return nil, &TableError{tableName(t), "the role has no privilege to insert"}
+	}
+	var missing []mapping.Column
+	for _, want := range t.Columns {
+		have, ok := c.columns[want.Name]
+		switch {
+		case !ok && slices.Contains(t.KeyColumns, want.Name):
+			return nil, &TableError{tableName(t), fmt.Sprintf("has no column %s, which belongs to the key of a route table", want.Name)}
+		case !ok:
+			missing = append(missing, want)
+		case have.generated:
+			return nil, &TableError{tableName(t), fmt.Sprintf("column %s is generated, the route cannot write it", want.Name)}
+		case !sameType(have.oid, want.OID):
+			return nil, &TableError{tableName(t), fmt.Sprintf("column %s is %s, the route writes %s", want.Name, have.typeName, want.Type)}
+		}
+	}
+	return missing, nil
+}
+
+// sameType says that values of a type may be sent as the other: text and varchar are one and the same
+// on the wire, and tables made by people have either.
+func sameType(have, want uint32) bool {
+	text := func(oid uint32) bool { return oid == pgtype.TextOID || oid == pgtype.VarcharOID }
+	return have == want || text(have) && text(want)
+}
+
+// unique says whether on conflict (key) can be used.
+func (c *catalogTable) unique(key []string) bool {
+	want := slices.Sorted(slices.Values(key))
+	return slices.ContainsFunc(c.uniqueKeys, func(have []string) bool { return slices.Equal(have, want) })
+}
+
+// warnings says what an operator should know about a table that is used as it is.
+func (c *catalogTable) warnings(t *mapping.Table) []string {
+	var w []string
+	if !c.unique(t.KeyColumns) {
+		w = append(w, fmt.Sprintf("table %s has no unique index on exactly (%s): duplicates cannot be recognised and will be inserted again",
+			tableName(t), strings.Join(t.KeyColumns, ", ")))
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.columns)) {
+		if c.columns[name].required && !slices.ContainsFunc(t.Columns, func(w mapping.Column) bool { return w.Name == name }) {
+			w = append(w, fmt.Sprintf("table %s: column %s must not be null, has no default and is not written by the route: unless a trigger fills it, every row will be refused", tableName(t), name))
+		}
+	}
+	if t.Partition != mapping.PartitionNone && t.Partition != "" && !c.partitioned {
+		w = append(w, fmt.Sprintf("table %s is not partitioned by range of time: no partitions are made, retention deletes row by row", tableName(t)))
+	}
+	return w
+}

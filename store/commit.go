@@ -1,0 +1,221 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/mqttpg/bridge/mapping"
+	"go.uber.org/zap"
+)
+
+// outcome is what an attempt made of a batch, true once it is committed.
+type outcome struct {
+	tallies tallies
+	letters []deadLetter
+}
+
+// attemptError is the end of an attempt.
+type attemptError struct {
+	verdict verdict
+	route   *mapping.Route // for verdictRoute
+	insert  bool           // the insert itself failed, not the look at the table before it
+	err     error
+}
+
+func (e *attemptError) Error() string { return e.err.Error() }
+func (e *attemptError) Unwrap() error { return e.err }
+
+// commit tries until the batch is committed, the lease is lost or ctx is done.
+//
+// An attempt whose connection died after the Sync was sent may have been committed: nobody knows.
+// It is repeated like any other. Row ids and dead letter ids are the same in every attempt, so that
+// tables with a unique key take the batch once; its messages then count as duplicates. Tables
+// without such a key, and a process that dies before it can repeat, need the delivery ledger.
+func (w *Writer) commit(ctx context.Context, b *batch) (*outcome, error) {
+	pause := w.cfg.retryMin
+	for {
+		w.turned()
+		o, err := w.attempt(ctx, b)
+		if err == nil {
+			return o, nil
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		failed := (*attemptError)(nil)
+		if !errors.As(err, &failed) {
+			failed = &attemptError{verdict: verdictRetry, err: err}
+		}
+		if failed.verdict == verdictFenced {
+			return nil, fmt.Errorf("%w: %w", ErrFenced, err)
+		}
+		w.noteError(err)
+		w.metrics.retried(errorClass(err))
+		if failed.verdict == verdictRoute {
+			if parked := w.tables.failed(failed.route, failed.err, failed.insert); parked {
+				continue // the next attempt makes dead letters of the route's messages: no reason to wait
+			}
+		} else if readOnly(err) {
+			w.pool.Reset() // all its connections lead to the old primary
+		}
+		w.log.Warn("batch not committed, trying again", zap.Error(err), zap.String("class", errorClass(err)),
+			zap.Int("messages", len(b.entries)), zap.Duration("pause", pause))
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(pause/2 + rand.N(pause)): // jitter keeps replicas from returning in step
+		}
+		pause = min(2*pause, w.cfg.retryMax)
+	}
+}
+
+// attempt tries to commit the batch in one transaction.
+func (w *Writer) attempt(ctx context.Context, b *batch) (*outcome, error) {
+	ctx, progress, cancel := w.bounded(ctx)
+	defer cancel()
+
+	o := &outcome{tallies: tallies{}, letters: append([]deadLetter(nil), b.letters...)}
+	var live []*insertion
+	for i := range b.groups {
+		g := &b.groups[i]
+		p, parked, err := w.tables.prepare(ctx, g.route)
+		if err != nil {
+			v := classify(err)
+			if v != verdictRoute {
+				v = verdictRetry
+			}
+			return nil, &attemptError{verdict: v, route: g.route, err: err}
+		}
+		if p == nil {
+			o.letters = append(o.letters, b.refuse(g, g.units, ReasonTableUnusable, parked)...)
+			continue
+		}
+		in := w.insertion(g.route)
+		in.prepare(p, g.units)
+		live = append(live, in)
+	}
+
+	conn, err := w.pool.Acquire(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("connect to database: %w", err)
+	}
+	defer conn.Release()
+	progress()
+
+	err = w.insertAll(ctx, conn.Conn().PgConn(), live, o)
+	if failed := (*attemptError)(nil); errors.As(err, &failed) && failed.verdict == verdictData {
+		progress()
+		o.letters = o.letters[:len(o.letters):len(o.letters)]
+		err = w.isolate(ctx, progress, conn.Conn().PgConn(), b, live, o)
+	}
+	if err != nil {
+		// Whatever state the connection is in, the next attempt begins on a fresh one.
+		_ = conn.Conn().Close(ctx)
+		return nil, err
+	}
+	for _, in := range live {
+		w.tables.succeeded(in.plan.route)
+	}
+	return o, nil
+}
+
+// bounded ends the context when no round trip has ended for the time of an attempt. An attempt with
+// many bad messages takes many round trips, each of which is progress.
+func (w *Writer) bounded(ctx context.Context) (_ context.Context, progress func(), cancel func()) {
+	ctx, cancelCause := context.WithCancelCause(ctx)
+	timer := time.AfterFunc(w.cfg.attemptTimeout, func() {
+		cancelCause(fmt.Errorf("no answer for %v: %w", w.cfg.attemptTimeout, context.DeadlineExceeded))
+	})
+	progress = func() { timer.Reset(w.cfg.attemptTimeout); w.turned() }
+	return ctx, progress, func() { timer.Stop(); cancelCause(nil) }
+}
+
+// guard is the statement that every transaction begins with: limits for this transaction alone, and
+// the fence.
+func (w *Writer) guard() *statement {
+	s := &statement{
+		// synchronous_commit=off would report commits that a crash of the server can still lose, and
+		// an acknowledged message must not be among them. The keepalives make the server notice
+		// within half a minute that this process is gone, so that locks do not outlive it.
+		sql: `select set_config('lock_timeout', $1, true), set_config('idle_in_transaction_session_timeout', $2, true),` +
+			` set_config('synchronous_commit', case current_setting('synchronous_commit') when 'off' then 'local' else current_setting('synchronous_commit') end, true),` +
+			` set_config('tcp_keepalives_idle', '15', true), set_config('tcp_keepalives_interval', '5', true), set_config('tcp_keepalives_count', '3', true)`,
+		params: [][]byte{milliseconds(w.cfg.lockTimeout), milliseconds(w.cfg.attemptTimeout)},
+		oids:   []uint32{pgtype.TextOID, pgtype.TextOID},
+		text:   true,
+	}
+	if w.fence != nil {
+		s.sql += ", " + pgx.Identifier{w.cfg.Schema, "fence"}.Sanitize() + "($3, $4, $5)"
+		s.params = append(s.params, []byte(w.fence.ShareName), strconv.AppendInt(nil, int64(w.fence.Index), 10), strconv.AppendInt(nil, w.fence.Epoch, 10))
+		s.oids = append(s.oids, pgtype.TextOID, pgtype.Int4OID, pgtype.Int8OID)
+	}
+	return s
+}
+
+func milliseconds(d time.Duration) []byte { return strconv.AppendInt(nil, d.Milliseconds(), 10) }
+
+// insertAll is the usual way: everything in one round trip.
+func (w *Writer) insertAll(ctx context.Context, conn *pgconn.PgConn, live []*insertion, o *outcome) error {
+	statements := []*statement{w.guard()}
+	owner := []*insertion{nil}
+	for _, in := range live {
+		for _, s := range in.parts {
+			statements, owner = append(statements, &s.statement), append(owner, in)
+		}
+	}
+	letters, err := insertDeadLetters(w.cfg.Schema, o.letters)
+	if err != nil {
+		return err
+	}
+	if letters != nil {
+		statements, owner = append(statements, letters), append(owner, nil)
+	}
+	failed, err := run(ctx, conn, statements)
+	if err != nil {
+		if failed == len(statements) && len(live) > 0 {
+			// A deferred constraint speaks up at the commit; isolation finds whose it is.
+			return judged(err, live[0], true)
+		}
+		if failed < len(statements) && owner[failed] != nil {
+			return judged(err, owner[failed], false)
+		}
+		return judged(err, nil, false)
+	}
+	for _, in := range live {
+		w.count(o, in, len(in.units))
+	}
+	return nil
+}
+
+// judged wraps an error of a statement with what it means. Only the statement of a route can be the
+// fault of its data or its table; at the commit only data can.
+func judged(err error, in *insertion, atCommit bool) *attemptError {
+	e := &attemptError{verdict: classify(err), insert: true, err: err}
+	if in != nil {
+		e.route = in.plan.route
+		if !atCommit {
+			e.err = fmt.Errorf("insert into %s for route %s: %w", in.plan.table, in.plan.route.Name, err)
+		}
+	}
+	isData := e.verdict == verdictData && in != nil
+	isRoute := e.verdict == verdictRoute && in != nil && !atCommit
+	if e.verdict != verdictFenced && !isData && !isRoute {
+		e.verdict = verdictRetry
+	}
+	return e
+}
+
+func (w *Writer) count(o *outcome, in *insertion, messages int) {
+	rows, written := in.result()
+	t := o.tallies.of(in.plan.route.Name)
+	t.rows += rows
+	t.written += written
+	t.duplicate += uint64(messages) - written
+}

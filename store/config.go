@@ -1,0 +1,59 @@
+package store
+
+import (
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// Config is what writers and tables are told. A field that is zero takes its default.
+type Config struct {
+	// Schema holds the bridge's own tables. Default bridge.
+	Schema string
+	// MaxMessages ends a batch. More per batch costs less CPU per message and more memory and
+	// latency; from about a thousand on there is little to gain. Default 2000.
+	MaxMessages int
+	// MaxBytes ends a batch, by Entry.Size; a larger message goes alone. Default 8 MiB.
+	MaxBytes int
+	// Linger is how long the first message of an idle writer waits for company. Zero commits at once.
+	Linger time.Duration
+	// ParkAfter is how long the line is held up for a route whose table cannot be written before
+	// its messages become dead letters. Default 30 s.
+	ParkAfter time.Duration
+	// Log; nil: none.
+	Log *zap.Logger
+
+	// The rest is fixed; tests shorten it.
+	attemptTimeout time.Duration // one round trip to the database; a black-holed one must not hang the loop
+	lockTimeout    time.Duration // a lock that somebody else holds; beyond it the attempt ends with 55P03
+	retryMin       time.Duration // first pause after an attempt that may be repeated
+	retryMax       time.Duration // greatest pause
+	probeEvery     time.Duration // how often a parked route is tried again
+}
+
+func (c Config) withDefaults() Config {
+	set := func(d *time.Duration, to time.Duration) {
+		if *d <= 0 {
+			*d = to
+		}
+	}
+	if c.Schema == "" {
+		c.Schema = "bridge"
+	}
+	if c.MaxMessages <= 0 {
+		c.MaxMessages = 2000
+	}
+	if c.MaxBytes <= 0 {
+		c.MaxBytes = 8 << 20
+	}
+	if c.Log == nil {
+		c.Log = zap.NewNop()
+	}
+	set(&c.ParkAfter, 30*time.Second)
+	set(&c.attemptTimeout, 60*time.Second)
+	set(&c.lockTimeout, 10*time.Second)
+	set(&c.retryMin, 100*time.Millisecond)
+	set(&c.retryMax, 10*time.Second)
+	set(&c.probeEvery, 10*time.Second)
+	return c
+}

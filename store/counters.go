@@ -1,0 +1,177 @@
+package store
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"sync"
+
+	"github.com/mqttpg/bridge/mapping"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Counters counts messages per route and what became of them. It is a [prometheus.Collector] that
+// takes all counts under one lock, so that in every scrape and for every route
+//
+//	received = written + duplicate + dead-lettered + skipped + in flight
+//
+// A message that matches two routes counts once for each. Safe for concurrent use.
+type Counters struct {
+	mu     sync.Mutex
+	routes map[string]*RouteCounts
+}
+
+// RouteCounts is the conservation law of one route.
+type RouteCounts struct {
+	Route        string
+	Received     uint64
+	Written      uint64 // at least one row of the message was inserted
+	Duplicate    uint64 // all its rows were there
+	DeadLettered map[mapping.Reason]uint64
+	Skipped      map[mapping.SkipReason]uint64
+	InFlight     uint64 // received and not settled yet
+}
+
+// NewCounters counts for the named routes, which are shown from the start with zeros, and for
+// messages without a route under the name none.
+func NewCounters(routes []string) *Counters {
+	c := &Counters{routes: map[string]*RouteCounts{}}
+	for _, name := range append([]string{noRoute}, routes...) {
+		c.route(name)
+	}
+	return c
+}
+
+// Snapshot returns the counts of all routes at one instant, sorted by name.
+func (c *Counters) Snapshot() []RouteCounts {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := make([]RouteCounts, 0, len(c.routes))
+	for _, r := range c.routes {
+		counts := *r
+		counts.DeadLettered = maps.Clone(r.DeadLettered)
+		counts.Skipped = maps.Clone(r.Skipped)
+		all = append(all, counts)
+	}
+	slices.SortFunc(all, func(a, b RouteCounts) int { return cmp.Compare(a.Route, b.Route) })
+	return all
+}
+
+// route is called with mu held.
+func (c *Counters) route(name string) *RouteCounts {
+	r := c.routes[name]
+	if r == nil {
+		r = &RouteCounts{Route: name, DeadLettered: map[mapping.Reason]uint64{}, Skipped: map[mapping.SkipReason]uint64{}}
+		c.routes[name] = r
+	}
+	return r
+}
+
+func (c *Counters) received(e *Entry) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	count := func(name string) {
+		r := c.route(name)
+		r.Received++
+		r.InFlight++
+	}
+	if len(e.Outcomes) == 0 {
+		count(noRoute)
+	}
+	for i := range e.Outcomes {
+		count(e.Outcomes[i].Route.Name)
+	}
+}
+
+// settled moves a committed batch out of flight, all routes in one instant.
+func (c *Counters) settled(tallies map[string]*tally) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for name, t := range tallies {
+		r := c.route(name)
+		r.Written += t.written
+		r.Duplicate += t.duplicate
+		r.InFlight -= t.written + t.duplicate
+		for reason, n := range t.deadLettered {
+			r.DeadLettered[reason] += n
+			r.InFlight -= n
+		}
+		for reason, n := range t.skipped {
+			r.Skipped[reason] += n
+			r.InFlight -= n
+		}
+	}
+}
+
+// abandoned lets entries go that were never settled.
+func (c *Counters) abandoned(entries []Entry) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	count := func(name string) {
+		r := c.route(name)
+		r.Skipped[SkipAbandoned]++
+		r.InFlight--
+	}
+	for i := range entries {
+		if len(entries[i].Outcomes) == 0 {
+			count(noRoute)
+		}
+		for j := range entries[i].Outcomes {
+			count(entries[i].Outcomes[j].Route.Name)
+		}
+	}
+}
+
+// tally is what became of one batch's messages of one route.
+type tally struct {
+	written, duplicate uint64
+	rows               uint64
+	deadLettered       map[mapping.Reason]uint64
+	skipped            map[mapping.SkipReason]uint64
+}
+
+type tallies map[string]*tally
+
+func (t tallies) of(route string) *tally {
+	r := t[route]
+	if r == nil {
+		r = &tally{deadLettered: map[mapping.Reason]uint64{}, skipped: map[mapping.SkipReason]uint64{}}
+		t[route] = r
+	}
+	return r
+}
+
+var (
+	descReceived = prometheus.NewDesc("bridge_messages_received_total", "Messages received for a route.", []string{"route"}, nil)
+	descWritten  = prometheus.NewDesc("bridge_messages_written_total", "Messages of which at least one row was inserted.", []string{"route"}, nil)
+	descDup      = prometheus.NewDesc("bridge_messages_duplicate_total", "Messages whose rows were all there already.", []string{"route"}, nil)
+	descDead     = prometheus.NewDesc("bridge_messages_dead_lettered_total", "Messages kept in the table of dead letters.", []string{"route", "reason"}, nil)
+	descSkipped  = prometheus.NewDesc("bridge_messages_skipped_total", "Messages passed over; abandoned: left unacknowledged at a hard stop, for the broker to deliver again.", []string{"route", "reason"}, nil)
+	descInFlight = prometheus.NewDesc("bridge_messages_in_flight", "Messages received and not committed yet.", []string{"route"}, nil)
+)
+
+// Describe implements [prometheus.Collector].
+func (c *Counters) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descReceived, descWritten, descDup, descDead, descSkipped, descInFlight} {
+		ch <- d
+	}
+}
+
+// Collect implements [prometheus.Collector].
+func (c *Counters) Collect(ch chan<- prometheus.Metric) {
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	for _, r := range c.Snapshot() {
+		counter(descReceived, r.Received, r.Route)
+		counter(descWritten, r.Written, r.Route)
+		counter(descDup, r.Duplicate, r.Route)
+		for reason, n := range r.DeadLettered {
+			counter(descDead, n, r.Route, string(reason))
+		}
+		for reason, n := range r.Skipped {
+			counter(descSkipped, n, r.Route, string(reason))
+		}
+		ch <- prometheus.MustNewConstMetric(descInFlight, prometheus.GaugeValue, float64(r.InFlight), r.Route)
+	}
+}

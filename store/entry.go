@@ -1,0 +1,37 @@
+package store
+
+import (
+	"time"
+
+	"github.com/mqttpg/bridge/mapping"
+)
+
+// Entry is one message waiting in the writer, from its receipt to its settlement.
+type Entry struct {
+	Message    *mapping.Message
+	Outcomes   []mapping.Outcome // one per matching route; none: the message becomes a dead letter
+	Size       int               // bytes charged to the budget, and counted against Config.MaxBytes
+	ReceivedAt time.Time         // as the message's, for the latency
+
+	// Where the acknowledgement goes; the writer only hands it back.
+	PacketID   uint16
+	Dup        bool
+	Connection uint64
+
+	enqueuedAt time.Time
+}
+
+// Reasons for dead letters that the database gives; the others are in package mapping.
+const (
+	ReasonDatabase      mapping.Reason = "database"       // the database refused the values (SQLSTATE 22, 23, 54)
+	ReasonTableUnusable mapping.Reason = "table_unusable" // the route's table is missing, forbidden, locked or of another shape
+)
+
+// SkipAbandoned counts messages that the writer let go without an outcome, because the process was
+// told to stop at once or lost the lease. They were not acknowledged, so that the broker delivers
+// those of QoS 1 and 2 again, here or to the next owner, and they are counted again then. Without
+// this reason they would stay in flight for ever.
+const SkipAbandoned mapping.SkipReason = "abandoned"
+
+// noRoute is the route label of messages that no route matches.
+const noRoute = "none"

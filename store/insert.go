@@ -1,0 +1,311 @@
+package store
+
+import (
+	"cmp"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/mqttpg/bridge/mapping"
+)
+
+const (
+	// maxParams is what the protocol's 16-bit count allows in one statement.
+	maxParams = 65535
+	// keepBuffer is the size up to which a column's buffer is kept for the next batch; a single
+	// message of many megabytes must not occupy its memory for ever.
+	keepBuffer = 1 << 20
+)
+
+// typeMap knows the array type of every built-in type. It is only read.
+var typeMap = pgtype.NewMap()
+
+// arrayOID returns the array type of a built-in type that unnest turns into one column again. Array
+// types themselves have none: unnest would flatten arrays of arrays.
+func arrayOID(oid uint32) (uint32, bool) {
+	element, ok := typeMap.TypeForOID(oid)
+	if !ok {
+		return 0, false
+	}
+	if _, isArray := element.Codec.(*pgtype.ArrayCodec); isArray {
+		return 0, false
+	}
+	array, ok := typeMap.TypeForName("_" + element.Name)
+	if !ok {
+		return 0, false
+	}
+	return array.OID, true
+}
+
+// plan is how the rows of one route are inserted into its table as the table is now.
+type plan struct {
+	table    string // for people
+	route    *mapping.Route
+	oids     []uint32 // of the columns
+	arrays   []uint32 // of the arrays of them; nil: the rows go as values
+	head     string   // insert into t (columns)
+	conflict string   // on conflict clause; empty when the table has no such unique index
+	unnest   string
+}
+
+func newPlan(route *mapping.Route, unique bool) *plan {
+	columns := route.Table.Columns
+	p := &plan{table: tableName(&route.Table), route: route}
+	var names, params []string
+	for i, column := range columns {
+		names = append(names, pgx.Identifier{column.Name}.Sanitize())
+		params = append(params, "$"+strconv.Itoa(i+1))
+		p.oids = append(p.oids, column.OID)
+		if array, ok := arrayOID(column.OID); ok {
+			p.arrays = append(p.arrays, array)
+		}
+	}
+	if len(p.arrays) < len(columns) {
+		p.arrays = nil
+	}
+	p.head = "insert into " + tableIdentifier(&route.Table).Sanitize() + " (" + strings.Join(names, ", ") + ") "
+	p.unnest = "select * from unnest(" + strings.Join(params, ", ") + ")"
+	if unique {
+		p.conflict = " on conflict (" + quoteAll(route.Table.KeyColumns) + ") do nothing"
+	}
+	return p
+}
+
+func quoteAll(names []string) string {
+	quoted := make([]string, len(names))
+	for i, name := range names {
+		quoted[i] = pgx.Identifier{name}.Sanitize()
+	}
+	return strings.Join(quoted, ", ")
+}
+
+// unit is what one message gives one route: its rows are written all or none.
+type unit struct {
+	entry int // position in the batch
+	rows  []mapping.Row
+}
+
+// rowRef is a row on its way into a statement.
+type rowRef struct {
+	row  *mapping.Row
+	unit int
+}
+
+// sortedRows puts rows in the order of their key. Every writer of every replica does, so that two
+// transactions that meet in the same keys wait for one another instead of deadlocking. Equal keys
+// stay in the order of receipt: the first is inserted, the others are its duplicates.
+func sortedRows(units []unit, into []rowRef) []rowRef {
+	into = into[:0]
+	for i := range units {
+		for j := range units[i].rows {
+			into = append(into, rowRef{&units[i].rows[j], i})
+		}
+	}
+	slices.SortStableFunc(into, func(a, b rowRef) int { return compareKeys(a.row, b.row) })
+	return into
+}
+
+func compareKeys(a, b *mapping.Row) int {
+	if c := strings.Compare(a.DeviceID, b.DeviceID); c != 0 {
+		return c
+	}
+	if c := cmp.Compare(a.Time, b.Time); c != 0 {
+		return c
+	}
+	return slices.Compare(a.MessageID[:], b.MessageID[:])
+}
+
+// insertion is the insert of some units of one route. Its memory is used again by the next.
+type insertion struct {
+	plan  *plan
+	units []unit
+	rows  []rowRef // in the order of their keys
+	parts []*part
+
+	// several says that a message has more than one row, so that the number of rows inserted does
+	// not tell how many messages were written: the database is asked which ones they are.
+	several  bool
+	inserted map[rowKey]struct{}
+
+	buffers [][]byte
+}
+
+// part is one statement of an insertion and the rows it carries.
+type part struct {
+	statement
+	rows     []rowRef
+	complete bool // the answer said that all rows were inserted, without naming them
+}
+
+type rowKey struct {
+	device string
+	time   int64
+	id     [16]byte
+}
+
+func keyOf(row *mapping.Row) rowKey { return rowKey{row.DeviceID, row.Time, row.MessageID} }
+
+// prepare makes the statements for units.
+func (in *insertion) prepare(p *plan, units []unit) {
+	in.plan, in.units = p, units
+	in.rows = sortedRows(units, in.rows)
+	in.parts = in.parts[:0]
+	in.several, in.inserted = false, nil
+	for i := range units {
+		in.several = in.several || len(units[i].rows) != 1
+	}
+	if p.arrays != nil {
+		in.add(in.rows, p.unnest, in.arrayParams(), slices.Clone(p.arrays))
+		return
+	}
+	// An array type cannot be unnested row by row (unnest flattens arrays of arrays): these rows go
+	// as values, in as many statements as the greatest number of parameters asks for.
+	columns := len(p.oids)
+	for rows := range slices.Chunk(in.rows, max(1, (maxParams-1)/columns)) {
+		params, oids := make([][]byte, 0, len(rows)*columns+1), make([]uint32, 0, len(rows)*columns+1)
+		for _, ref := range rows {
+			params = appendFields(params, ref.row.Fields)
+			oids = append(oids, p.oids...)
+		}
+		in.add(rows, valuesList(len(rows), columns), params, oids)
+	}
+}
+
+func (in *insertion) add(rows []rowRef, source string, params [][]byte, oids []uint32) {
+	s := &part{rows: rows, statement: statement{
+		sql: in.plan.head + source + in.plan.conflict, params: params, oids: oids,
+	}}
+	if in.several && in.plan.conflict != "" {
+		// The keys travel back only when some were inserted and some were not; a single row of nulls
+		// says that all were.
+		n := "$" + strconv.Itoa(len(params)+1)
+		s.sql = "with inserted as (" + s.sql + ` returning "device_id"::text as d, "time" as t, "message_id" as m) ` +
+			"select d, t, m from inserted where (select count(*) from inserted) < " + n +
+			" union all select null, null, null where (select count(*) from inserted) = " + n
+		s.params = append(s.params, binary.BigEndian.AppendUint64(nil, uint64(len(rows))))
+		s.oids = append(s.oids, pgtype.Int8OID)
+		s.read = func(values [][]byte) error { return in.readKey(s, values) }
+	}
+	in.parts = append(in.parts, s)
+}
+
+func (in *insertion) readKey(s *part, values [][]byte) error {
+	if len(values) == 3 && values[0] == nil {
+		s.complete = true
+		return nil
+	}
+	if len(values) != 3 || len(values[1]) != 8 || len(values[2]) != 16 {
+		return fmt.Errorf("insert into %s: answer is no row key", in.plan.table)
+	}
+	if in.inserted == nil {
+		in.inserted = map[rowKey]struct{}{}
+	}
+	in.inserted[rowKey{string(values[0]), int64(binary.BigEndian.Uint64(values[1])), [16]byte(values[2])}] = struct{}{}
+	return nil
+}
+
+// result says how many rows were inserted, and for how many messages at least one.
+func (in *insertion) result() (rows, written uint64) {
+	if !in.several {
+		for _, s := range in.parts {
+			rows += uint64(s.affected)
+		}
+		return rows, rows
+	}
+	wrote := make([]bool, len(in.units))
+	for _, s := range in.parts {
+		for i, ref := range s.rows {
+			// Of equal keys the first was inserted, if any; they stand side by side.
+			if i > 0 && in.plan.conflict != "" && compareKeys(s.rows[i-1].row, ref.row) == 0 {
+				continue
+			}
+			_, inserted := in.inserted[keyOf(ref.row)]
+			if inserted || s.complete || in.plan.conflict == "" {
+				rows++
+				wrote[ref.unit] = true
+			}
+		}
+	}
+	for _, w := range wrote {
+		if w {
+			written++
+		}
+	}
+	return rows, written
+}
+
+// arrayParams gathers each column of the rows into one array parameter. A field is already what an
+// array element is, a length and the value, so that gathering is copying.
+func (in *insertion) arrayParams() [][]byte {
+	columns := len(in.plan.oids)
+	if len(in.buffers) != columns {
+		in.buffers = make([][]byte, columns)
+	}
+	for c, oid := range in.plan.oids {
+		b := in.buffers[c][:0]
+		if cap(b) > keepBuffer {
+			b = nil
+		}
+		b = binary.BigEndian.AppendUint32(b, 1) // dimensions
+		b = binary.BigEndian.AppendUint32(b, 0) // has nulls, set below
+		b = binary.BigEndian.AppendUint32(b, oid)
+		b = binary.BigEndian.AppendUint32(b, uint32(len(in.rows)))
+		in.buffers[c] = binary.BigEndian.AppendUint32(b, 1) // lower bound
+	}
+	for _, ref := range in.rows {
+		fields := ref.row.Fields
+		for c := range columns {
+			end := 4
+			if n := int32(binary.BigEndian.Uint32(fields)); n >= 0 {
+				end += int(n)
+			} else {
+				in.buffers[c][7] = 1
+			}
+			in.buffers[c] = append(in.buffers[c], fields[:end]...)
+			fields = fields[end:]
+		}
+	}
+	return slices.Clone(in.buffers)
+}
+
+// appendFields appends a row's fields as parameters of their own; nil is null.
+func appendFields(params [][]byte, fields []byte) [][]byte {
+	for len(fields) > 0 {
+		n := int32(binary.BigEndian.Uint32(fields))
+		fields = fields[4:]
+		if n < 0 {
+			params = append(params, nil)
+			continue
+		}
+		params = append(params, fields[:n:n])
+		fields = fields[n:]
+	}
+	return params
+}
+
+// valuesList writes values ($1, $2), ($3, $4), ...
+func valuesList(rows, columns int) string {
+	b := make([]byte, 0, rows*columns*8)
+	b = append(b, "values "...)
+	n := 0
+	for r := range rows {
+		if r > 0 {
+			b = append(b, ',')
+		}
+		for c := range columns {
+			if c == 0 {
+				b = append(b, '(')
+			} else {
+				b = append(b, ',')
+			}
+			n++
+			b = strconv.AppendInt(append(b, '$'), int64(n), 10)
+		}
+		b = append(b, ')')
+	}
+	return string(b)
+}

@@ -1,0 +1,296 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/mqttpg/bridge/mapping"
+	"go.uber.org/zap"
+)
+
+// idleTurn is how often the loop of an idle writer turns, for those who watch that it does.
+const idleTurn = time.Second
+
+// Writer commits the messages of one session, in the order of receipt. Its one goroutine is that of
+// Run; all other methods may be called from anywhere at any time.
+type Writer struct {
+	pool     *pgxpool.Pool
+	cfg      Config
+	tables   *Tables
+	counters *Counters
+	metrics  *Metrics
+	fence    *Lease
+	settle   func([]Entry)
+	log      *zap.Logger
+
+	wake chan struct{} // capacity 1: there may be something new for Run
+	done chan struct{} // closed when Run has returned
+
+	mu       sync.Mutex
+	queue    []Entry // head: the oldest entry that is not in a batch
+	head     int
+	bytes    int // of the queue
+	batch    []Entry
+	draining bool
+	drained  bool // Run ended because Drain had asked and nothing was left
+	ended    bool
+	status   WriterStatus
+
+	insertions map[*mapping.Route]*insertion // of Run alone
+}
+
+// WriterStatus is what a writer is doing.
+type WriterStatus struct {
+	InFlight      int // messages enqueued and not settled
+	InFlightBytes int
+	// OldestUnacknowledged is the age of the oldest message that is not settled; 0 when there is none.
+	OldestUnacknowledged time.Duration
+	LastCommit           time.Time // zero: none yet
+	LastError            string    // of the last attempt that failed; empty: none yet
+	LastErrorAt          time.Time
+	Retrying             bool // the attempt after LastError has not succeeded yet
+	// LastTurn is when the loop last showed life: at most a second ago when idle, and at most the 60 s
+	// of a round trip and the 15 s of a pause when the database does not answer.
+	LastTurn time.Time
+}
+
+// NewWriter returns a writer that commits to pool and reports what it committed to settle. settle is
+// called by the goroutine of Run, in the order of receipt, once for every batch and with exactly its
+// entries; it must not block, and the slice is the writer's again when it returns. fence may be nil:
+// then no lease is checked. metrics may be nil.
+func NewWriter(pool *pgxpool.Pool, cfg Config, tables *Tables, counters *Counters, metrics *Metrics, fence *Lease, settle func([]Entry)) *Writer {
+	cfg = cfg.withDefaults()
+	w := &Writer{
+		pool: pool, cfg: cfg, tables: tables, counters: counters, metrics: metrics, fence: fence, settle: settle,
+		log:        cfg.Log.Named("writer"),
+		wake:       make(chan struct{}, 1),
+		done:       make(chan struct{}),
+		insertions: map[*mapping.Route]*insertion{},
+	}
+	if fence != nil {
+		w.log = w.log.With(zap.Int("session", fence.Index))
+	}
+	w.status.LastTurn = time.Now()
+	return w
+}
+
+// session is the label of the writer's session.
+func (w *Writer) session() string {
+	if w.fence == nil {
+		return "0"
+	}
+	return strconv.Itoa(w.fence.Index)
+}
+
+// Enqueue hands a message over. It never blocks; memory is bounded by the budget that the caller
+// acquired. A writer whose Run has ended lets the message go, unacknowledged.
+func (w *Writer) Enqueue(e Entry) {
+	e.enqueuedAt = time.Now()
+	w.mu.Lock()
+	w.counters.received(&e)
+	if w.ended {
+		w.mu.Unlock()
+		w.counters.abandoned([]Entry{e})
+		return
+	}
+	w.queue = append(w.queue, e)
+	w.bytes += e.Size
+	n := len(w.queue) - w.head
+	signal := n == 1 || n == w.cfg.MaxMessages || w.bytes >= w.cfg.MaxBytes
+	w.mu.Unlock()
+	if signal {
+		w.signal()
+	}
+}
+
+func (w *Writer) signal() {
+	select {
+	case w.wake <- struct{}{}:
+	default: // Run has not seen the last one yet
+	}
+}
+
+// Run commits until Drain has finished, and then returns nil; or until ctx is done, and then leaves
+// everything uncommitted unacknowledged and returns the cause of ctx; or until the lease is lost, and
+// then returns [ErrFenced]. It is called once.
+func (w *Writer) Run(ctx context.Context) error {
+	w.metrics.add(w)
+	defer w.metrics.remove(w)
+	defer w.end()
+	for {
+		entries, err := w.collect(ctx)
+		if err != nil || len(entries) == 0 {
+			return err
+		}
+		started := time.Now()
+		b := newBatch(entries)
+		o, err := w.commit(ctx, b)
+		if err != nil {
+			return err
+		}
+		w.settled(b, o, started)
+	}
+}
+
+// collect waits for a batch: what gathered while the last one was committed, or the first message of
+// a quiet time and what arrives within Linger. No entries and no error: the writer is drained.
+func (w *Writer) collect(ctx context.Context) ([]Entry, error) {
+	timer := time.NewTimer(idleTurn)
+	defer timer.Stop()
+	for {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		w.turned()
+		entries, wait := w.take()
+		if len(entries) > 0 || wait < 0 {
+			return entries, nil
+		}
+		timer.Reset(wait)
+		select {
+		case <-ctx.Done():
+		case <-w.wake:
+		case <-timer.C:
+		}
+	}
+}
+
+// take takes the next batch from the queue, or says how long to wait for it; a negative time means
+// that the drained writer has nothing left.
+func (w *Writer) take() (_ []Entry, wait time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	waiting := w.queue[w.head:]
+	if len(waiting) == 0 {
+		if w.draining {
+			w.drained, w.ended = true, true // from here on Enqueue lets go
+			return nil, -1
+		}
+		return nil, idleTurn
+	}
+	full := len(waiting) >= w.cfg.MaxMessages || w.bytes >= w.cfg.MaxBytes
+	if age := time.Since(waiting[0].enqueuedAt); age < w.cfg.Linger && !full && !w.draining {
+		return nil, w.cfg.Linger - age
+	}
+	n, size := 0, 0
+	for n < len(waiting) && n < w.cfg.MaxMessages && (n == 0 || size+waiting[n].Size <= w.cfg.MaxBytes) {
+		size += waiting[n].Size
+		n++
+	}
+	w.batch = append(w.batch[:0], waiting[:n]...)
+	clear(waiting[:n])
+	w.head += n
+	w.bytes -= size
+	if w.head == len(w.queue) {
+		w.queue, w.head = w.queue[:0], 0
+	} else if w.head > len(w.queue)/2 {
+		rest := copy(w.queue, w.queue[w.head:])
+		clear(w.queue[rest:])
+		w.queue, w.head = w.queue[:rest], 0
+	}
+	return w.batch, 0
+}
+
+// settled counts a committed batch and hands it back.
+func (w *Writer) settled(b *batch, o *outcome, started time.Time) {
+	now := time.Now()
+	for _, l := range o.letters {
+		o.tallies.of(l.route).deadLettered[l.reason]++
+	}
+	for route, t := range b.skipped {
+		for reason, n := range t.skipped {
+			o.tallies.of(route).skipped[reason] += n
+		}
+	}
+	w.counters.settled(o.tallies)
+	w.metrics.committed(b, o, now, now.Sub(started))
+	w.settle(b.entries)
+
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	clear(w.batch)
+	w.batch = w.batch[:0]
+	w.status.LastCommit = now
+	w.status.Retrying = false
+}
+
+// end lets everything go that Run leaves behind.
+func (w *Writer) end() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ended = true
+	w.counters.abandoned(w.batch)
+	w.counters.abandoned(w.queue[w.head:])
+	w.batch, w.queue, w.head, w.bytes = nil, nil, 0, 0
+	close(w.done)
+}
+
+// errNotDrained is why Drain did not finish when Run ended for another reason.
+var errNotDrained = errors.New("writer ended before it was drained")
+
+// Drain commits what is enqueued and what still arrives until nothing is left at one moment, and
+// thereby ends Run. It returns when everything is settled, or with an error when ctx is done first
+// (Run then goes on draining until its own context ends) or when Run ended for another reason.
+func (w *Writer) Drain(ctx context.Context) error {
+	w.mu.Lock()
+	w.draining = true
+	w.mu.Unlock()
+	w.signal()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-w.done:
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.drained {
+		return errNotDrained
+	}
+	return nil
+}
+
+// Status says what the writer is doing.
+func (w *Writer) Status() WriterStatus {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s := w.status
+	waiting := w.queue[w.head:]
+	s.InFlight = len(w.batch) + len(waiting)
+	s.InFlightBytes = w.bytes
+	for i := range w.batch {
+		s.InFlightBytes += w.batch[i].Size
+	}
+	switch {
+	case len(w.batch) > 0:
+		s.OldestUnacknowledged = time.Since(w.batch[0].enqueuedAt)
+	case len(waiting) > 0:
+		s.OldestUnacknowledged = time.Since(waiting[0].enqueuedAt)
+	}
+	return s
+}
+
+func (w *Writer) turned() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.status.LastTurn = time.Now()
+}
+
+func (w *Writer) noteError(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.status.LastError, w.status.LastErrorAt, w.status.Retrying = err.Error(), time.Now(), true
+}
+
+// insertion returns the memory of a route's inserts.
+func (w *Writer) insertion(route *mapping.Route) *insertion {
+	in := w.insertions[route]
+	if in == nil {
+		in = &insertion{}
+		w.insertions[route] = in
+	}
+	return in
+}
