@@ -5,6 +5,7 @@ package docs
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -12,6 +13,11 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/mqttpg/bridge/integration/localpg"
+	"github.com/mqttpg/bridge/migrations"
 )
 
 // update rewrites the documents with what the commands answer today: UPDATE_DOCS=1 go test ./docs
@@ -229,6 +235,53 @@ func TestTableOfVariables(t *testing.T) {
 	fresh := before + tableBegin + "\n" + strings.TrimSpace(string(want)) + "\n" + tableEnd + after
 	if err := os.WriteFile("../README.md", []byte(fresh), 0o644); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// The queries of the documents run on the tables that the bridge makes.
+func TestQueries(t *testing.T) {
+	server, err := localpg.Start(t.Context(), localpg.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := server.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	conn, err := pgx.Connect(t.Context(), server.URL("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(context.Background()) }()
+	if err := migrations.Apply(t.Context(), conn, "bridge", func(migrations.Migration) {}); err != nil {
+		t.Fatal(err)
+	}
+	// What the route of the demonstration makes.
+	if _, err := conn.Exec(t.Context(), `create table telemetry (device_id text, time timestamptz, message_id uuid,
+		received_at timestamptz, topic text, temperature float8, humidity float8, state text, payload jsonb)`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Exec(t.Context(), `insert into bridge.dead_letters (id, route, topic, payload, qos, retain, received_at, reason)
+		values (gen_random_uuid(), 'telemetry', 'devices/d/telemetry', '\xff00', 1, false, now(), 'invalid_utf8')`); err != nil {
+		t.Fatal(err)
+	}
+	queries := 0
+	for _, name := range []string{"../README.md", "configuration.md", "delivery.md", "operations.md"} {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		eachBlock(string(text), "sql", func(line int, block string) string {
+			queries++
+			if _, err := conn.Exec(t.Context(), block); err != nil {
+				t.Errorf("%s:%d: %v\n%s", name, line, err, block)
+			}
+			return block
+		})
+	}
+	if queries == 0 {
+		t.Error("no queries found: the pattern is broken")
 	}
 }
 
