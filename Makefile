@@ -14,11 +14,11 @@ GOLANGCI  := $(CACHE)/bin/golangci-lint-$(GOLANGCI_VERSION)
 COVER_DIR := $(CACHE)/cover
 
 # The scenarios need a broker and a database; everything else is a unit test.
-SCENARIOS := ./integration ./integration/provider
-UNITS     = $(shell go list ./... | grep -vE '/integration(/provider|/image)?$$')
+SCENARIOS := ./integration ./integration/provider ./integration/deploy
+UNITS     = $(shell go list ./... | grep -vE '/integration(/provider|/image|/deploy)?$$')
 
 # The scenarios that a build machine runs a second time, on processes instead of containers.
-CORE ?= ^(TestMainJob|TestBrokerRestartMidStream|TestDatabaseRestartMidStream|TestBridgeKilledMidStream|TestTwoBridgesShare|TestPoison|TestGracefulStop|Test(Broker|Database|Bridge)[A-Z].*And.*|TestNothingOutlivesAKilledTest)$$
+CORE ?= ^Test(MainJob|Poison|BrokerRestartMidStream|DatabaseRestartMidStream|BridgeKilledMidStream|TwoBridgesShare|GracefulStop)$$
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -52,8 +52,9 @@ test-integration: ## the bridge between a real broker and a real database
 	BRIDGE_TEST_COVERDIR=$(COVER_DIR)/integration go test -race -count=1 -p 1 -timeout 20m $(SCENARIOS)
 	@# A build machine has an engine, so the run above took containers. People have one or the other.
 	if [ "$${CI:-}" = true ]; then \
-	  BRIDGE_TEST_PROVIDER=processes BRIDGE_TEST_COVERDIR=$(COVER_DIR)/integration \
-	    go test -race -count=1 -p 1 -timeout 20m -run '$(CORE)' $(SCENARIOS); \
+	  export BRIDGE_TEST_PROVIDER=processes BRIDGE_TEST_COVERDIR=$(COVER_DIR)/integration; \
+	  go test -race -count=1 -timeout 20m -run '$(CORE)' ./integration; \
+	  go test -race -count=1 -timeout 10m ./integration/provider; \
 	fi
 
 test-image: ## build the container image and look into it (where a Docker engine answers)
