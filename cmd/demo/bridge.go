@@ -45,7 +45,7 @@ func startBridge(ctx context.Context, out io.Writer, o options, undo *cleanup, b
 			return nil, fmt.Errorf("make a temporary folder: %w", err)
 		}
 		undo.add(func() { _ = os.RemoveAll(dir) })
-		say(out, "bridge", "building ./cmd/bridge")
+		sayf(out, "bridge", "building ./cmd/bridge")
 		binary = filepath.Join(dir, "bridge")
 		build := exec.CommandContext(ctx, "go", "build", "-o", binary, "github.com/mqttpg/bridge/cmd/bridge")
 		if text, err := build.CombinedOutput(); err != nil {

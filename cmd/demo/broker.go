@@ -5,7 +5,7 @@ package main
 import (
 	"fmt"
 	"io"
-	"log/slog"
+	"log/slog" //nolint:depguard // the embedded broker takes no other logger
 	"net"
 
 	mqtt "github.com/mochi-mqtt/server/v2"

@@ -2,7 +2,10 @@
 
 package main
 
-import "sync"
+import (
+	"slices"
+	"sync"
+)
 
 // cleanup holds what undoes the demonstration's traces. It is safe for concurrent use: a second
 // Ctrl-C runs it while the main goroutine is still busy.
@@ -21,8 +24,8 @@ func (c *cleanup) add(action func()) {
 func (c *cleanup) run() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for i := len(c.actions) - 1; i >= 0; i-- {
-		c.actions[i]()
+	for _, action := range slices.Backward(c.actions) {
+		action()
 	}
 	c.actions = nil
 }

@@ -48,7 +48,7 @@ func findDatabase(ctx context.Context, out io.Writer, undo *cleanup) (*database,
 	root := os.Geteuid() == 0
 	aptGet, aptErr := exec.LookPath("apt-get")
 	if root && aptErr == nil && errors.Is(err, localpg.ErrNoBinaries) {
-		say(out, "database", "no PostgreSQL here: installing the package postgresql with apt-get (no cluster is made, no service started)")
+		sayf(out, "database", "no PostgreSQL here: installing the package postgresql with apt-get (no cluster is made, no service started)")
 		if err = installPackage(ctx, aptGet, createClusterFolder); err == nil {
 			db, err = privateServer(ctx, undo)
 		}
@@ -60,7 +60,7 @@ func findDatabase(ctx context.Context, out io.Writer, undo *cleanup) (*database,
 	if root {
 		failures = append(failures, errors.New("the downloaded server does not run as root"))
 	} else {
-		say(out, "database", "no PostgreSQL here: downloading one")
+		sayf(out, "database", "no PostgreSQL here: downloading one")
 		if db, err = downloadedServer(undo); err == nil {
 			return db, nil
 		}
@@ -80,7 +80,7 @@ func useDatabase(ctx context.Context, dsn string, undo *cleanup) (*database, err
 	if _, err := conn.Exec(ctx, "create schema "+demoSchema); err != nil {
 		return nil, fmt.Errorf("make a schema for the demonstration (if it is left from a killed one: drop schema %s cascade): %w", demoSchema, err)
 	}
-	undo.add(func() {
+	undo.add(func() { //nolint:contextcheck // by then the caller's context is done
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		if err := dropSchema(ctx, dsn); err != nil {
@@ -226,8 +226,10 @@ func downloadedServer(undo *cleanup) (*database, error) {
 			fmt.Fprintln(os.Stderr, "demo: stop PostgreSQL:", err)
 		}
 	})
-	u := url.URL{Scheme: "postgres", User: url.UserPassword("postgres", password),
-		Host: fmt.Sprintf("127.0.0.1:%d", port), Path: "/demo", RawQuery: "sslmode=disable"}
+	u := url.URL{
+		Scheme: "postgres", User: url.UserPassword("postgres", password),
+		Host: fmt.Sprintf("127.0.0.1:%d", port), Path: "/demo", RawQuery: "sslmode=disable",
+	}
 	return &database{
 		url:         u.String(),
 		schema:      "bridge",

@@ -403,7 +403,7 @@ func TestUseDatabaseLeavesNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer observer.close()
+		defer observer.close(ctx)
 		var text string
 		if err := observer.conn.QueryRow(ctx, sql).Scan(&text); err != nil {
 			t.Fatal(err)

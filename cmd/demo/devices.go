@@ -105,10 +105,14 @@ func status(id string, online bool) publication {
 func meter(i int) device {
 	id := fmt.Sprintf("meter-%d", i)
 	return device{id: id, period: 500 * time.Millisecond, next: func(n int, _ time.Time) []publication {
-		power := publication{route: "readings", topic: "readings/" + id + "/power",
-			payload: fmt.Appendf(nil, "%.0f", math.Round(wave(230, 2, n/8, i))), fate: written, rows: 1}
-		voltage := publication{route: "readings", topic: "readings/" + id + "/voltage",
-			payload: fmt.Appendf(nil, "%.1f", wave(229, 4, n, i)), fate: written, rows: 1}
+		power := publication{
+			route: "readings", topic: "readings/" + id + "/power",
+			payload: fmt.Appendf(nil, "%.0f", math.Round(wave(230, 2, n/8, i))), fate: written, rows: 1,
+		}
+		voltage := publication{
+			route: "readings", topic: "readings/" + id + "/voltage",
+			payload: fmt.Appendf(nil, "%.1f", wave(229, 4, n, i)), fate: written, rows: 1,
+		}
 		switch {
 		case i == 4 && n%10 == 2:
 			voltage.payload, voltage.fate, voltage.rows = []byte("n/a"), deadLettered, 0

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"sync"
 	"time"
@@ -92,7 +93,7 @@ func (f *fleet) live(ctx context.Context, d device, client *paho.Client) error {
 	defer tick.Stop()
 	for n := 0; ctx.Err() == nil; n++ {
 		for _, p := range d.next(n, time.Now()) {
-			if err := publish(client, p); err != nil {
+			if err := publish(context.WithoutCancel(ctx), client, p); err != nil {
 				return fmt.Errorf("publish to %s: %w", p.topic, err)
 			}
 			f.count(p)
@@ -105,8 +106,8 @@ func (f *fleet) live(ctx context.Context, d device, client *paho.Client) error {
 	return nil
 }
 
-func publish(client *paho.Client, p publication) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+func publish(ctx context.Context, client *paho.Client, p publication) error {
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	response, err := client.Publish(ctx, &paho.Publish{Topic: p.topic, Payload: p.payload, QoS: 1, Retain: p.retain})
 	if err != nil {
@@ -140,11 +141,7 @@ func (f *fleet) fail(err error) {
 func (f *fleet) tallies() map[string]tally {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	all := map[string]tally{}
-	for route, t := range f.byRoute {
-		all[route] = t
-	}
-	return all
+	return maps.Clone(f.byRoute)
 }
 
 // wait returns when every device has stopped.

@@ -24,13 +24,18 @@ import (
 )
 
 func main() {
+	os.Exit(run())
+}
+
+// run returns the exit code.
+func run() int {
 	options, err := parseOptions(os.Args[1:], os.Getenv)
 	if errors.Is(err, flag.ErrHelp) {
-		return
+		return 0
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
-		os.Exit(2)
+		return 2
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -49,8 +54,9 @@ func main() {
 	undo.run()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
-		os.Exit(1)
+		return 1
 	}
+	return 0
 }
 
 // atOnce cleans up, but waits for nothing that hangs: children end with this process anyway.
@@ -108,19 +114,19 @@ func realMain(ctx context.Context, out io.Writer, o options, undo *cleanup) erro
 		return err
 	}
 	undo.add(broker.close)
-	say(out, "broker", "MQTT 5, in this process, at %s", broker.url)
+	sayf(out, "broker", "MQTT 5, in this process, at %s", broker.url)
 
 	db, err := findDatabase(ctx, out, undo)
 	if err != nil {
 		return interrupted(ctx, err)
 	}
-	say(out, "database", "%s", db.description)
+	sayf(out, "database", "%s", db.description)
 
 	bridge, err := startBridge(ctx, out, o, undo, broker.url, db)
 	if err != nil {
 		return interrupted(ctx, err)
 	}
-	say(out, "bridge", "ready: %s (status page), %s/health, %s/metrics", bridge.url+"/", bridge.url, bridge.url)
+	sayf(out, "bridge", "ready: %s (status page), %s/health, %s/metrics", bridge.url+"/", bridge.url, bridge.url)
 	introduce(out, bridge, db)
 
 	// The devices stop first; everything they published must then pass through the bridge.
@@ -134,7 +140,7 @@ func realMain(ctx context.Context, out io.Writer, o options, undo *cleanup) erro
 	if err != nil {
 		return err
 	}
-	defer observer.close()
+	defer observer.close(context.WithoutCancel(ctx))
 
 	err = watch(ctx, out, o, bridge, fleet, observer)
 	stopFleet()
@@ -218,6 +224,6 @@ func interrupted(ctx context.Context, err error) error {
 	return err
 }
 
-func say(out io.Writer, what, format string, args ...any) {
+func sayf(out io.Writer, what, format string, args ...any) {
 	fmt.Fprintf(out, "%-9s "+format+"\n", append([]any{what}, args...)...)
 }

@@ -64,7 +64,7 @@ func newObserver(ctx context.Context, url string, db *database) (*observer, erro
 	return &observer{url: url, schema: db.schema, conn: conn}, nil
 }
 
-func (o *observer) close() { _ = o.conn.Close(context.Background()) } // it only read
+func (o *observer) close(ctx context.Context) { _ = o.conn.Close(ctx) } // it only read
 
 func (o *observer) look(ctx context.Context) (view, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)

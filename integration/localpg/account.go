@@ -45,7 +45,7 @@ func credentialOf(account *user.User) (*syscall.Credential, error) {
 	// that may read the certificates. Without a readable group file the primary group must do.
 	ids, err := account.GroupIds()
 	if err != nil {
-		return credential, nil
+		return credential, nil //nolint:nilerr // see above
 	}
 	for _, id := range ids {
 		if group, err := strconv.ParseUint(id, 10, 32); err == nil {

@@ -35,8 +35,8 @@ func FindBin() (string, error) {
 	}
 	if path, err := exec.LookPath("postgres"); err == nil {
 		// PATH often holds a link, and initdb searches for postgres beside its own real file.
-		if real, err := filepath.EvalSymlinks(path); err == nil {
-			candidates = append(candidates, filepath.Dir(real))
+		if file, err := filepath.EvalSymlinks(path); err == nil {
+			candidates = append(candidates, filepath.Dir(file))
 		}
 	}
 	if out, err := exec.Command("pg_config", "--bindir").Output(); err == nil {

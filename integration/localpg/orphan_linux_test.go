@@ -2,6 +2,7 @@ package localpg
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -83,8 +84,7 @@ func stateOf(pid int) string {
 	if err != nil {
 		return ""
 	}
-	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-	return fields[0]
+	return string(bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])[0])
 }
 
 // alive tells the living from the gone and from those that only wait to be reaped.

@@ -313,8 +313,7 @@ func (s *Server) run(ctx context.Context) error {
 		return fmt.Errorf("start postgres: %w", err)
 	}
 	if err := s.awaitReady(ctx, p); err != nil {
-		s.kill(p)
-		return fmt.Errorf("start postgres: %w\n%s", err, s.log)
+		return fmt.Errorf("start postgres: %w\n%s", errors.Join(err, s.kill(p)), s.log)
 	}
 	s.process = p
 	return nil
@@ -403,8 +402,8 @@ func (s *Server) stop() error {
 	select {
 	case <-p.done:
 	case <-timer.C:
-		s.kill(p)
-		return fmt.Errorf("stop postgres: killed, as it was still running after %v\n%s", stopTimeout, s.log)
+		err := fmt.Errorf("stop postgres: killed, as it was still running after %v\n%s", stopTimeout, s.log)
+		return errors.Join(err, s.kill(p))
 	}
 	if p.err != nil {
 		return fmt.Errorf("stop postgres: %w\n%s", p.err, s.log)

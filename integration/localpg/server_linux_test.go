@@ -316,8 +316,12 @@ func TestStartErrors(t *testing.T) {
 		prepare func(t *testing.T)
 		want    string
 	}{
-		{"the server refuses a setting", Config{Settings: map[string]string{"shared_buffers": "soup"}}, nil,
-			`invalid value for parameter "shared_buffers"`},
+		{
+			"the server refuses a setting",
+			Config{Settings: map[string]string{"shared_buffers": "soup"}},
+			nil,
+			`invalid value for parameter "shared_buffers"`,
+		},
 		{"no server in the folder", Config{Bin: empty}, nil, "postgres"},
 		{"no binaries anywhere", Config{}, func(t *testing.T) {
 			t.Setenv("PG_BIN", empty)
