@@ -82,10 +82,12 @@ func (p *parser) column(f format) (c column, err error) {
 		return c, p.fail(start, "column %s belongs to %s; expected another name", c.name, owner)
 	}
 	p.blanks()
-	typeStart, typed := p.pos, p.accept(":")
+	typed := p.accept(":")
 	if typed {
+		p.blanks()
+		start = p.pos
 		if c.typ, err = parseType(p.typeText()); err != nil {
-			return c, p.fail(typeStart+1, "column %s: %s", c.name, err)
+			return c, p.fail(start, "column %s: %s", c.name, err)
 		}
 	}
 	if p.blanks(); !p.accept("=") {

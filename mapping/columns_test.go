@@ -41,8 +41,8 @@ func TestParseColumnsTellsEveryMistake(t *testing.T) {
 		"v:varchar(0)=$.v, n:numeric(3,4)=$.n, i:int4(3)=$.i, w:varchar(x=$.w, z=$.z", formatJSON)
 	want := []string{
 		`character 8: column "Temp": expected lower-case letters`,
-		`character 21: column b: "floot" is no type the bridge can write; expected bool, int2`,
-		"character 34: column c: \"text $.c\" is no type",
+		`character 20: column b: "floot" is no type the bridge can write; expected bool, int2`,
+		"character 33: column c: \"text $.c\" is no type",
 		"character 49: expected an expression",
 		"column e: the alternatives of $.a ?? 'x' differ in type; expected e:type = …",
 		"column a stands twice",

@@ -268,7 +268,7 @@ func (v value) appendInet(dst []byte) ([]byte, problem) {
 		address, err = netip.ParseAddr(s)
 		prefix = netip.PrefixFrom(address, address.BitLen())
 	}
-	if v.kind != kindText || err != nil || prefix.Addr().Zone() != "" {
+	if v.kind != kindText || err != nil || strings.Contains(s, "%") { // PostgreSQL keeps no zone
 		return dst, invalid("is no internet address")
 	}
 	family := byte(2)

@@ -1,0 +1,211 @@
+package mapping
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestDefaults(t *testing.T) {
+	r := mustCompile(t)
+	route := r.ByName("messages")
+	if len(r.All()) != 1 || r.All()[0] != route || r.ByName("other") != nil || route.Keyed || route.Each {
+		t.Fatalf("%+v", r.All())
+	}
+	want := Table{
+		Name: "messages",
+		Columns: []Column{
+			{"device_id", "text", 25, true}, {"time", "timestamptz", 1184, true}, {"message_id", "uuid", 2950, true},
+			{"received_at", "timestamptz", 1184, true}, {"topic", "text", 25, true}, {"payload", "jsonb", 3802, false}, {"payload_bytes", "bytea", 17, false},
+		},
+		KeyColumns: []string{"device_id", "time", "message_id"},
+		Partition:  PartitionDay,
+	}
+	if !reflect.DeepEqual(route.Table, want) {
+		t.Errorf("table %+v, want %+v", route.Table, want)
+	}
+	if !slices.Equal(r.Filters(), []string{"#"}) || len(r.Warnings()) != 0 {
+		t.Errorf("filters %q, warnings %q", r.Filters(), r.Warnings())
+	}
+}
+
+func TestTables(t *testing.T) {
+	for _, test := range []struct {
+		config RouteConfig
+		want   string // schema.name (columns) unique (key) partition retention keyed
+	}{
+		{RouteConfig{Table: "iot.readings", Time: "$.ts", Columns: "a:float8=$.a", Retention: "90d"},
+			"iot.readings (+ a:float8:701 payload:jsonb:3802 payload_bytes:bytea:17) unique (device_id time message_id) day 2160h0m0s true"},
+		{RouteConfig{Payload: "drop", Columns: "a:int4[]=$.a", Partition: "month"}, ".r (+ a:int4[]:1007) unique (device_id time message_id) month 0s false"},
+		{RouteConfig{Format: "text", Key: "payload"}, ".r (+ payload_bytes:bytea:17) unique (device_id message_id) none 0s true"},
+		{RouteConfig{Format: "raw", Key: "correlation_data", Partition: "none"}, ".r (+ payload_bytes:bytea:17) unique (device_id message_id) none 0s true"},
+		{RouteConfig{Payload: "drop", Key: "$.id", Time: "$.ts", Partition: "week", Retention: "1w2d3h"}, ".r (+) unique (device_id time message_id) week 219h0m0s true"},
+		{RouteConfig{Payload: "drop", Key: "delivery", Time: "$.ts"}, ".r (+) unique (device_id time message_id) day 0s false"},
+		{RouteConfig{Payload: "drop", Time: "received_at"}, ".r (+) unique (device_id time message_id) day 0s false"},
+		{RouteConfig{Payload: " drop ", Time: "$.ts ?? received_at", Partition: "none"}, ".r (+) unique (device_id time message_id) none 0s true"},
+	} {
+		test.config.Name, test.config.Topic = "r", "#"
+		route := mustCompile(t, test.config).All()[0]
+		table := &route.Table
+		s := table.Schema + "." + table.Name + " (+"
+		for _, c := range table.Columns[5:] {
+			s += fmt.Sprintf(" %s:%s:%d", c.Name, c.Type, c.OID)
+		}
+		s += fmt.Sprintf(") unique (%s) %s %s %t", strings.Join(table.KeyColumns, " "), table.Partition, table.Retention, route.Keyed)
+		if s != test.want {
+			t.Errorf("%+v:\n%s, want\n%s", test.config, s, test.want)
+		}
+	}
+}
+
+// TestMistakes puts every mistake into a configuration of its own and wants it named.
+func TestMistakes(t *testing.T) {
+	for _, test := range []struct {
+		config RouteConfig
+		want   string
+	}{
+		{RouteConfig{Name: "Bad-Name"}, `BRIDGE_ROUTES: "Bad-Name": expected names of lower-case letters`},
+		{RouteConfig{Topic: "-"}, `BRIDGE_ROUTE_R_TOPIC: is required`},
+		{RouteConfig{Topic: "a/#/b ok"}, `BRIDGE_ROUTE_R_TOPIC: "a/#/b": # must be the last level`},
+		{RouteConfig{Format: "xml"}, `BRIDGE_ROUTE_R_FORMAT: "xml": expected json, text or raw`},
+		{RouteConfig{Format: "cbor"}, `BRIDGE_ROUTE_R_FORMAT: "cbor": is not supported by this version`},
+		{RouteConfig{ProtoFile: "x"}, `BRIDGE_ROUTE_R_PROTO_FILE: "x": is for FORMAT=protobuf only`},
+		{RouteConfig{ProtoMessage: "x"}, `BRIDGE_ROUTE_R_PROTO_MESSAGE: "x": is for FORMAT=protobuf only`},
+		{RouteConfig{Latest: "now"}, `BRIDGE_ROUTE_R_LATEST: "now": is not supported by this version`},
+		{RouteConfig{OnEmpty: "keep"}, `BRIDGE_ROUTE_R_ON_EMPTY: "keep": expected skip or store`},
+		{RouteConfig{Retained: "yes"}, `BRIDGE_ROUTE_R_RETAINED: "yes": expected skip or store`},
+		{RouteConfig{Payload: "all"}, `BRIDGE_ROUTE_R_PAYLOAD: "all": expected keep or drop or rest`},
+		{RouteConfig{Payload: "rest", Format: "text"}, `BRIDGE_ROUTE_R_PAYLOAD: "rest": expected keep or drop`},
+		{RouteConfig{Each: "$."}, `BRIDGE_ROUTE_R_EACH: "$.": character 3`},
+		{RouteConfig{Each: "topic"}, `BRIDGE_ROUTE_R_EACH: "topic": expected a JSONPath`},
+		{RouteConfig{Each: "$.a", Format: "raw"}, `BRIDGE_ROUTE_R_EACH: "$.a": needs FORMAT=json`},
+		{RouteConfig{Device: "{id}"}, `BRIDGE_ROUTE_R_DEVICE: "{id}": no topic pattern of the route captures {id}`},
+		{RouteConfig{Device: "$.a ?? received_at"}, `BRIDGE_ROUTE_R_DEVICE: "$.a ?? received_at": a device must not`},
+		{RouteConfig{Device: "$.a", Format: "text"}, `BRIDGE_ROUTE_R_DEVICE: "$.a": JSONPath needs FORMAT=json`},
+		{RouteConfig{Time: "@.ts"}, `BRIDGE_ROUTE_R_TIME: "@.ts": @ is an element of EACH, which is not set`},
+		{RouteConfig{Time: "ts"}, `BRIDGE_ROUTE_R_TIME: "ts": character 1: expected an expression`},
+		{RouteConfig{Time: "$.ts", TimeFormat: "fast"}, `BRIDGE_ROUTE_R_TIME_FORMAT: "fast": expected auto`},
+		{RouteConfig{TimeFormat: "unix"}, `BRIDGE_ROUTE_R_TIME_FORMAT: "unix": has no effect without TIME`},
+		{RouteConfig{TimeZone: "Nowhere"}, `BRIDGE_ROUTE_R_TIME_ZONE: "Nowhere": expected a time zone`},
+		{RouteConfig{Columns: "a:float8=$.a, b:flot=$.b"}, `BRIDGE_ROUTE_R_COLUMNS: "flot=$.b": character 16: column b: "flot" is no type`},
+		{RouteConfig{Columns: "a:float8=$.a", Format: "text"}, `BRIDGE_ROUTE_R_COLUMNS: "$.a": JSONPath needs FORMAT=json; with FORMAT=text write payload`},
+		{RouteConfig{Columns: "a:int4='x'"}, `BRIDGE_ROUTE_R_COLUMNS: "a:int4 = 'x'": column a: 'x' cannot become int4: 'x' is no number`},
+		{RouteConfig{Columns: "a:uuid=qos"}, `column a: qos cannot become uuid`},
+		{RouteConfig{Columns: "a:float8=retain"}, `column a: retain cannot become float8`},
+		{RouteConfig{Columns: "a:date=$.d ?? received_at"}, `cannot become date`},
+		{RouteConfig{Key: "id"}, `BRIDGE_ROUTE_R_KEY: "id": character 1: expected an expression`},
+		{RouteConfig{Key: "$.a, received_at"}, `BRIDGE_ROUTE_R_KEY: "received_at": the time of receipt differs`},
+		{RouteConfig{Table: "Readings"}, `BRIDGE_ROUTE_R_TABLE: "Readings": expected a table name`},
+		{RouteConfig{Table: strings.Repeat("t", 49)}, `at most 48 bytes`},
+		{RouteConfig{Table: "pg_catalog.t"}, `BRIDGE_ROUTE_R_TABLE: "pg_catalog.t": expected a schema`},
+		{RouteConfig{Table: "a.b.c"}, `BRIDGE_ROUTE_R_TABLE: "a.b.c": expected a table name`},
+		{RouteConfig{Table: ".b"}, `BRIDGE_ROUTE_R_TABLE: ".b": expected a schema`},
+		{RouteConfig{Partition: "hour"}, `BRIDGE_ROUTE_R_PARTITION: "hour": expected day or week or month or none`},
+		{RouteConfig{Retention: "90 days"}, `BRIDGE_ROUTE_R_RETENTION: "90 days": expected a duration`},
+		{RouteConfig{Retention: "0d"}, `BRIDGE_ROUTE_R_RETENTION: "0d": expected a duration`},
+		{RouteConfig{Retention: "-5h"}, `BRIDGE_ROUTE_R_RETENTION: "-5h": expected a duration`},
+		{RouteConfig{Retention: "99999w"}, `BRIDGE_ROUTE_R_RETENTION: "99999w": expected a duration`},
+		{RouteConfig{Retention: "90d", Partition: "none"}, `BRIDGE_ROUTE_R_RETENTION: "90d": needs PARTITION=day`},
+		{RouteConfig{Key: "$.id", Partition: "day"}, `BRIDGE_ROUTE_R_PARTITION: "day": expected none with KEY without TIME`},
+		{RouteConfig{Key: "$.id", Retention: "90d"}, `BRIDGE_ROUTE_R_RETENTION: "90d": needs partitions, which there are not with KEY without TIME`},
+	} {
+		if test.config.Name == "" {
+			test.config.Name = "r"
+		}
+		switch test.config.Topic {
+		case "":
+			test.config.Topic = "a/{device_id}/#"
+		case "-":
+			test.config.Topic = " "
+		}
+		_, err := Compile([]RouteConfig{test.config})
+		var mistake *ConfigError
+		if err == nil || !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), "\n") || !errors.As(err, &mistake) {
+			t.Errorf("%+v:\n%v, want\n%s", test.config, err, test.want)
+		}
+	}
+}
+
+func TestAllMistakesAtOnce(t *testing.T) {
+	_, err := Compile([]RouteConfig{
+		{Name: "a", Topic: "x/#/y a+", Format: "xml", Columns: "a=, b:foo=$.b", Time: "when", Retention: "soon"},
+		{Name: "a", Topic: "x"},
+		{Name: "b"},
+	})
+	var joined interface{ Unwrap() []error }
+	if !errors.As(err, &joined) || len(joined.Unwrap()) != 9 {
+		t.Fatalf("%v", err)
+	}
+	for _, want := range []string{"A_TOPIC: \"x/#/y\"", "A_TOPIC: \"a+\"", "A_FORMAT", "A_COLUMNS: \", b", "A_COLUMNS: \"foo", "A_TIME", "A_RETENTION", "BRIDGE_ROUTES: \"a\": this route stands twice", "B_TOPIC: is required"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%v lacks %s", err, want)
+		}
+	}
+}
+
+func TestRoutesThatShareATable(t *testing.T) {
+	base := RouteConfig{Name: "a", Topic: "a/#", Table: "t", Time: "$.ts", Columns: "x:float8=$.x", Retention: "7d"}
+	same := base
+	same.Name, same.Topic, same.Columns, same.Payload = "b", "b/#", "y:text=$.y, x:double precision=$.z", "drop"
+	mustCompile(t, base, same)
+	elsewhere := RouteConfig{Name: "b", Topic: "b/#", Table: "s.t", Key: "$.id"}
+	mustCompile(t, base, elsewhere)
+	for _, test := range []struct {
+		change func(c *RouteConfig)
+		want   string
+	}{
+		{func(c *RouteConfig) { c.Columns = "x:float4=$.x" }, `BRIDGE_ROUTE_B_COLUMNS: "x:float4": route a, which shares table t, has x:float8`},
+		{func(c *RouteConfig) { c.Partition = "week" }, `BRIDGE_ROUTE_B_PARTITION: "week": route a, which shares table t, has day`},
+		{func(c *RouteConfig) { c.Retention = "" }, `BRIDGE_ROUTE_B_RETENTION: "0s": route a, which shares table t, has 168h0m0s`},
+		{func(c *RouteConfig) { c.Key, c.Time, c.Retention = "$.id", "", "" }, `BRIDGE_ROUTE_B_KEY: route a, which shares table t, has rows unique by (device_id, time, message_id), this one by (device_id, message_id)`},
+	} {
+		other := same
+		test.change(&other)
+		if _, err := Compile([]RouteConfig{base, other}); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%v, want %s", err, test.want)
+		}
+	}
+}
+
+func TestWarnings(t *testing.T) {
+	for _, test := range []struct {
+		story   string
+		configs []RouteConfig
+		want    string // in the only warning; none if empty
+	}{
+		{"filters that overlap in part", []RouteConfig{{Name: "one", Topic: "a/+/x"}, {Name: "two", Topic: "a/b/#"}}, "The filters a/+/x (route one) and a/b/# (route two) overlap, and neither holds all of the other"},
+		{"one filter within the other", []RouteConfig{{Name: "one", Topic: "a/#"}, {Name: "two", Topic: "a/b/x"}}, ""},
+		{"an overlap within a cover", []RouteConfig{{Name: "one", Topic: "a/+/x"}, {Name: "two", Topic: "a/b/#"}, {Name: "all", Topic: "#"}}, ""},
+		{"an overlap of several routes", []RouteConfig{{Name: "one", Topic: "a/+/x"}, {Name: "two", Topic: "a/b/#"}, {Name: "three", Topic: "a/c/x"}}, "(routes one, three)"},
+		{"a filter behind a wider one", []RouteConfig{{Name: "one", Topic: "a/# a/{b}"}}, "Route one: the filter a/+ has no effect, for a/# before it"},
+		{"a narrow filter before", []RouteConfig{{Name: "one", Topic: "a/{b} a/#"}}, ""},
+		{"a layout without offset", []RouteConfig{{Name: "one", Topic: "a", Time: "$.t", TimeFormat: "2006-01-02 15:04:05"}}, "times are read as UTC"},
+		{"the same with a zone", []RouteConfig{{Name: "one", Topic: "a", Time: "$.t", TimeFormat: "2006-01-02 15:04:05", TimeZone: "Europe/Berlin"}}, ""},
+		{"the same with an offset", []RouteConfig{{Name: "one", Topic: "a", Time: "$.t", TimeFormat: "2006-01-02 15:04:05Z07:00"}}, ""},
+		{"a time that may fall back", []RouteConfig{{Name: "one", Topic: "a", Time: "$.t ?? received_at"}}, "where TIME falls back to received_at"},
+		{"the receipt as time", []RouteConfig{{Name: "one", Topic: "a", Time: "received_at"}}, "KEY=auto means delivery"},
+		{"elements keep their own payload", []RouteConfig{{Name: "one", Topic: "a", Each: "$.a"}}, "what stands beside the array"},
+		{"a key that elements share", []RouteConfig{{Name: "one", Topic: "a", Each: "$.a", Key: "$.id", Payload: "drop", Columns: "v=@.v"}}, "KEY names nothing of the element"},
+		{"nothing is kept", []RouteConfig{{Name: "one", Topic: "a", Payload: "drop"}}, "keeps nothing"},
+	} {
+		got := mustCompile(t, test.configs...).Warnings()
+		if test.want == "" && len(got) != 0 || test.want != "" && (len(got) != 1 || !strings.Contains(got[0], test.want)) {
+			t.Errorf("%s: %q, want %q", test.story, got, test.want)
+		}
+	}
+}
+
+func TestParseRetention(t *testing.T) {
+	for text, want := range map[string]time.Duration{
+		"90d": 90 * 24 * time.Hour, "12w": 12 * 7 * 24 * time.Hour, "36h": 36 * time.Hour, "1w1d1h1m": 193*time.Hour + time.Minute,
+		"": 0, "d": 0, "x": 0, "1d1w": 0, "1d-1h": 0,
+	} {
+		if got, ok := parseRetention(text); got != want && ok || ok != (want > 0) {
+			t.Errorf("%q is %s %t", text, got, ok)
+		}
+	}
+}
