@@ -1,0 +1,594 @@
+package ingest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/eclipse/paho.golang/packets"
+)
+
+// stream is a peer that says prepared bytes and remembers what it was told. It cuts what it says
+// into pieces of random size.
+type stream struct {
+	net.Conn
+	in  *bytes.Reader
+	rnd *rand.Rand
+	eof error
+
+	mu     sync.Mutex
+	out    bytes.Buffer
+	writes int
+	closed bool
+}
+
+func (s *stream) Read(p []byte) (int, error) {
+	if s.rnd != nil && len(p) > 1 {
+		p = p[:1+s.rnd.IntN(min(len(p), 50))]
+	}
+	n, err := s.in.Read(p)
+	if errors.Is(err, io.EOF) {
+		err = s.eof
+	}
+	return n, err
+}
+
+func (s *stream) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.writes++
+	return s.out.Write(p)
+}
+
+func (s *stream) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	return nil
+}
+
+func (s *stream) SetWriteDeadline(time.Time) error { return nil }
+
+func (s *stream) told() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return fmt.Sprintf("%x", s.out.Bytes())
+}
+
+const connack = "20 03 00 00 00"
+
+// feed makes a connection on which the broker says the bytes given, and reads it to its end.
+// It returns what passed through to paho.
+func feed(t *testing.T, r *rig, rnd *rand.Rand, said []byte) (*conn, *stream, []byte, error) {
+	t.Helper()
+	raw := &stream{in: bytes.NewReader(said), rnd: rnd, eof: io.EOF}
+	c := newConn(r.session, raw)
+	r.session.mu.Lock()
+	r.session.conn = c
+	r.session.mu.Unlock()
+	var passed bytes.Buffer
+	for {
+		p := make([]byte, 7)
+		if rnd != nil {
+			p = p[:1+rnd.IntN(7)]
+		}
+		n, err := c.Read(p)
+		passed.Write(p[:n])
+		if err != nil {
+			return c, raw, passed.Bytes(), err
+		}
+	}
+}
+
+func TestConnTakesPublishOutOfTheStream(t *testing.T) {
+	suback := "90 04 0001 00 01"
+	pingresp := "d0 00"
+	puback := "40 02 0007"
+	publish := func(i int, qos int) string {
+		if qos == 0 {
+			return fmt.Sprintf("30 05 0001 't' 00 %02x", i)
+		}
+		return fmt.Sprintf("%02x 07 0001 't' %04x 00 %02x", 0x30|qos<<1, i+1, i)
+	}
+	var said, passes string
+	said, passes = connack+suback, connack+suback
+	for i := range 200 {
+		said += publish(i, i%3)
+		switch i % 5 {
+		case 1:
+			said, passes = said+pingresp, passes+pingresp
+		case 3:
+			said, passes = said+puback, passes+puback
+		case 4:
+			said += "62 02" + fmt.Sprintf("%04x", i) // PUBREL
+		}
+	}
+	for seed := range uint64(50) {
+		r := newIdleRig(t, nil, "mqtt://test")
+		var rnd *rand.Rand
+		if seed > 0 { // 0: everything at once
+			rnd = rand.New(rand.NewPCG(seed, seed))
+		}
+		c, raw, passed, err := feed(t, r, rnd, unhex(t, said))
+		if err != io.EOF || !errors.Is(context.Cause(c.ctx), io.EOF) {
+			t.Fatalf("seed %d: end %v, cause %v", seed, err, context.Cause(c.ctx))
+		}
+		if want := unhex(t, passes); !bytes.Equal(passed, want) {
+			t.Fatalf("seed %d: to paho went\n% x, want\n% x", seed, passed, want)
+		}
+		got := r.received(200)
+		for i, d := range got {
+			if d.Message.Payload[0] != byte(i) || int(d.Message.QoS) != i%3 || d.Connection != 1 {
+				t.Fatalf("seed %d: delivery %d is %+v", seed, i, d)
+			}
+		}
+		var pubcomps strings.Builder
+		for i := 4; i < 200; i += 5 {
+			fmt.Fprintf(&pubcomps, "7002%04x", i)
+		}
+		if raw.told() != pubcomps.String() {
+			t.Fatalf("seed %d: PUBCOMPs %s", seed, raw.told())
+		}
+		if seed == 0 && raw.writes != 1 {
+			t.Errorf("%d writes for PUBRELs that came together", raw.writes)
+		}
+	}
+}
+
+func TestConnRefuses(t *testing.T) {
+	tests := map[string]struct {
+		said string
+		told string // "" = nothing
+		text string
+	}{
+		"PUBLISH before CONNACK [MQTT-3.2.0-1]": {"30 04 0001 't' 00", "e00182", "before CONNACK"},
+		"a second CONNACK [MQTT-3.2.0-2]":       {connack + connack, "e00182", "second CONNACK"},
+		"CONNACK cannot be read":                {"20 05 00 00 02 ff 00", "e00181", "CONNACK"},
+		"CONNACK of MQTT 3.1.1":                 {"20 02 00 01", "", "does not speak MQTT 5"},
+		"QoS 3":                                 {connack + "36 06 0001 't' 0001 00", "e00181", "QoS 3"},
+		"a topic alias":                         {connack + "30 07 0001 't' 03 23 0001", "e00194", "Topic Alias"},
+		"a malformed PUBLISH":                   {connack + "30 03 0001 't'", "e00181", "Property Length"},
+		"a protocol error":                      {connack + "30 03 0000 00", "e00182", "neither"},
+		"PUBREL flags [MQTT-3.6.1-1]":           {connack + "60 02 0001", "e00181", "PUBREL"},
+		"PUBREL too short":                      {connack + "62 01 00", "e00181", "PUBREL"},
+		"Remaining Length of five bytes":        {connack + "30 ffffffff01", "e00181", "four bytes"},
+		"an enormous SUBACK":                    {connack + "90 ffffff7f", "e00195", "packet too large"},
+		"an enormous CONNACK":                   {"20 ffffff7f", "e00195", "packet too large"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			r := newIdleRig(t, nil, "mqtt://test")
+			c, raw, _, err := feed(t, r, nil, unhex(t, test.said))
+			if err == nil || !strings.Contains(err.Error(), test.text) {
+				t.Errorf("error %v", err)
+			}
+			if raw.told() != test.told {
+				t.Errorf("the broker was told %q", raw.told())
+			}
+			if context.Cause(c.ctx) == nil {
+				t.Error("the connection's context goes on")
+			}
+			if used := r.session.cfg.Budget.Used(); used != 0 || len(r.all()) != 0 {
+				t.Errorf("%d bytes held, %d delivered", used, len(r.all()))
+			}
+		})
+	}
+}
+
+func TestConnEndsWithinAPacket(t *testing.T) {
+	whole := unhex(t, connack+"32 08 0001 't' 0001 00 'xy' 62 02 0001 90 04 0001 00 01 e0 00")
+	r := newIdleRig(t, nil, "mqtt://test")
+	boundaries := map[int]bool{0: true, 5: true, 15: true, 19: true, 25: true, 27: true}
+	for n := range len(whole) {
+		_, _, _, err := feed(t, r, nil, whole[:n])
+		want := io.ErrUnexpectedEOF
+		if boundaries[n] {
+			want = io.EOF
+		}
+		if err != want {
+			t.Errorf("cut at %d: %v, want %v", n, err, want)
+		}
+		for _, d := range r.all() {
+			r.session.cfg.Budget.Release(int64(d.Size))
+		}
+		r.forget()
+		if used := r.session.cfg.Budget.Used(); used != 0 {
+			t.Fatalf("cut at %d: %d bytes held", n, used)
+		}
+	}
+}
+
+func TestConnNotesServerDisconnect(t *testing.T) {
+	tests := map[string]struct {
+		said   string
+		code   byte
+		reason string
+	}{
+		"with a reason":            {"e0 08 8e 06 1f 0003 'bye'", 0x8E, "bye"},
+		"a code alone":             {"e0 01 8b", 0x8B, ""},
+		"nothing":                  {"e0 00", 0, ""},
+		"a code, broken otherwise": {"e0 02 8e 7f", 0x8E, ""},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			c, _, passed, _ := feed(t, newIdleRig(t, nil, "mqtt://test"), nil, unhex(t, connack+test.said))
+			var end *serverDisconnect
+			if !errors.As(context.Cause(c.ctx), &end) {
+				t.Fatalf("cause %v", context.Cause(c.ctx))
+			}
+			if end.code != test.code || !strings.HasPrefix(end.reason, test.reason) {
+				t.Errorf("got %+v", end)
+			}
+			if want := unhex(t, connack+test.said); !bytes.Equal(passed, want) {
+				t.Errorf("to paho went % x", passed)
+			}
+		})
+	}
+}
+
+func TestAcknowledgementsLeaveInOneWrite(t *testing.T) {
+	r := newIdleRig(t, nil, "mqtt://test")
+	c, raw, _, _ := feed(t, r, nil, unhex(t, connack))
+	// feed has read to the end; a connection that goes on is needed
+	c.ctx, c.cancel = context.WithCancelCause(context.Background())
+	defer c.cancel(nil)
+	var acks []Ack
+	var want strings.Builder
+	for i := range 2000 {
+		a := Ack{Connection: 1, PacketID: uint16(i + 1), QoS: byte(i % 3)}
+		if i%7 == 0 {
+			a.Connection = 0 // a connection that was
+		} else if a.QoS > 0 {
+			fmt.Fprintf(&want, "%02x02%04x", 0x30+0x10*int(a.QoS), i+1)
+		}
+		acks = append(acks, a)
+	}
+	if err := r.session.Acknowledge(acks); err != nil {
+		t.Fatal(err)
+	}
+	if raw.told() != want.String() || raw.writes != 1 {
+		t.Errorf("%d writes, right bytes: %v", raw.writes, raw.told() == want.String())
+	}
+	if err := r.session.Acknowledge([]Ack{{Connection: 2, PacketID: 1, QoS: 1}}); err != nil || raw.writes != 1 {
+		t.Errorf("a stale acknowledgement: err %v, %d writes", err, raw.writes)
+	}
+}
+
+// paho writes a packet in pieces; the broker must get it in one, and nothing in between.
+func TestPacketsLeaveInOneWrite(t *testing.T) {
+	r := newIdleRig(t, nil, "mqtt://test")
+	raw := &stream{in: bytes.NewReader(nil)}
+	c := newConn(r.session, raw)
+	var wg sync.WaitGroup
+	for i := range 50 {
+		wg.Go(func() {
+			p := packets.Publish{Topic: "topic", Payload: bytes.Repeat([]byte{byte(i)}, 100), Properties: &packets.Properties{}}
+			if _, err := p.WriteTo(c); err != nil {
+				t.Error(err)
+			}
+			if _, err := c.ping(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if raw.writes != 100 {
+		t.Errorf("%d writes", raw.writes)
+	}
+	for rest := bytes.NewReader(raw.out.Bytes()); rest.Len() > 0; {
+		if _, err := packets.ReadPacket(rest); err != nil {
+			t.Fatal(err)
+		}
+	}
+	big := packets.Publish{Topic: "topic", Payload: make([]byte, 1<<20), Properties: &packets.Properties{}}
+	if _, err := big.WriteTo(c); err != nil {
+		t.Error(err)
+	}
+	if cap(c.out) > readBufferSize {
+		t.Errorf("%d bytes are kept for a packet once large", cap(c.out))
+	}
+}
+
+func TestStalledWriteEndsTheConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newIdleRig(t, nil, "mqtt://test")
+		ours, theirs := net.Pipe() // nobody reads
+		defer theirs.Close()
+		c := newConn(r.session, ours)
+		c.generation.Store(1)
+		r.session.conn = c
+		start := time.Now()
+		err := r.session.Acknowledge([]Ack{{Connection: 1, PacketID: 1, QoS: 1}})
+		var failed *writeError
+		if !errors.As(err, &failed) || !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("err %v", err)
+		}
+		if d := time.Since(start); d != writeTimeout {
+			t.Errorf("after %s", d)
+		}
+		if !errors.As(context.Cause(c.ctx), &failed) {
+			t.Errorf("cause %v", context.Cause(c.ctx))
+		}
+		if err := r.session.Acknowledge([]Ack{{Connection: 1, PacketID: 1, QoS: 1}}); err != nil {
+			t.Errorf("after the end: %v", err)
+		}
+		c.Lock()
+		if _, err := c.Write([]byte{0xC0, 0}); !errors.As(err, &failed) {
+			t.Errorf("write after the end: %v", err)
+		}
+		c.Unlock()
+	})
+}
+
+func TestCloseEndsTheContextAtOnce(t *testing.T) {
+	r := newIdleRig(t, nil, "mqtt://test")
+	raw := &stream{in: bytes.NewReader(nil)}
+	c := newConn(r.session, raw)
+	if err := c.Close(); err != nil || !raw.closed {
+		t.Errorf("closed %v, err %v", raw.closed, err)
+	}
+	if context.Cause(c.ctx) != errLibrary {
+		t.Errorf("cause %v", context.Cause(c.ctx))
+	}
+}
+
+// halfStream has a side to close, as TCP has.
+type halfStream struct {
+	net.Conn
+	halfClosed chan struct{}
+}
+
+func (s *halfStream) CloseWrite() error { close(s.halfClosed); return nil }
+
+func TestLeavingLetsTheBrokerCloseFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, brokerCloses := range []bool{true, false} {
+			r := newIdleRig(t, nil, "mqtt://test")
+			ours, theirs := net.Pipe()
+			c := newConn(r.session, &halfStream{ours, make(chan struct{})})
+			c.generation.Store(1)
+			go func() { _, _ = io.Copy(io.Discard, c) }()
+			c.leaving.Store(true)
+			start := time.Now()
+			go func() {
+				<-c.raw.(*halfStream).halfClosed
+				// Still on the way when we left: not for us any more.
+				_, _ = theirs.Write(unhex(t, "30 05 0001 't' 00 'x' 32 08 0001 't' 0001 00 'xy' d0 00"))
+				if brokerCloses {
+					theirs.Close()
+				}
+			}()
+			if err := c.Close(); err != nil {
+				t.Error(err)
+			}
+			want := lingerTimeout
+			if brokerCloses {
+				want = 0
+			}
+			if d := time.Since(start); d != want {
+				t.Errorf("broker closes %v: took %s", brokerCloses, d)
+			}
+			if context.Cause(c.ctx) != errLeft || len(r.all()) != 0 || r.session.cfg.Budget.Used() != 0 {
+				t.Errorf("cause %v, %d delivered", context.Cause(c.ctx), len(r.all()))
+			}
+			theirs.Close()
+		}
+	})
+}
+
+// pipeRig has the test in the broker's place.
+type pipeRig struct {
+	*rig
+	c      *conn
+	broker net.Conn
+	ended  chan error
+}
+
+func newPipeRig(t *testing.T, change func(*Config)) *pipeRig {
+	r := &pipeRig{rig: newIdleRig(t, change, "mqtt://test"), ended: make(chan error, 1)}
+	ours, theirs := net.Pipe()
+	r.c, r.broker = newConn(r.session, ours), theirs
+	r.session.conn = r.c
+	go func() {
+		_, err := io.Copy(io.Discard, r.c)
+		r.ended <- err
+	}()
+	r.say(connack)
+	return r
+}
+
+func (r *pipeRig) say(bytes string) {
+	r.t.Helper()
+	if _, err := r.broker.Write(unhex(r.t, bytes)); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *pipeRig) end() error {
+	r.broker.Close()
+	return <-r.ended
+}
+
+func TestBudgetPausesQoS1AndDropsQoS0(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newPipeRig(t, func(cfg *Config) { cfg.Budget = NewBudget(2 * (overheadBytes + 100)) })
+		one := "32 07 0001 't' %04x 00 'x'"
+		r.say(fmt.Sprintf(one+one, 1, 2))
+		synctest.Wait()
+		r.received(2)
+		r.say("30 05 0001 't' 00 'x'") // QoS 0: dropped, and the next read goes on
+		synctest.Wait()
+		if n := r.metric("bridge_messages_dropped_total"); n != 1 || len(r.all()) != 2 || r.session.Status().Paused {
+			t.Fatalf("dropped %v, delivered %d, paused %v", n, len(r.all()), r.session.Status().Paused)
+		}
+		go r.say(fmt.Sprintf(one, 3))
+		synctest.Wait()
+		if !r.session.Status().Paused || len(r.all()) != 2 {
+			t.Fatalf("paused %v, delivered %d", r.session.Status().Paused, len(r.all()))
+		}
+		r.session.cfg.Budget.Release(int64(r.all()[0].Size))
+		synctest.Wait()
+		if r.session.Status().Paused || len(r.all()) != 3 {
+			t.Fatalf("after release: paused %v, delivered %d", r.session.Status().Paused, len(r.all()))
+		}
+		// Paused again, and the connection ends: nothing may be left taken.
+		go r.say(fmt.Sprintf(one, 4))
+		synctest.Wait()
+		cause := errors.New("test")
+		r.c.fail(cause)
+		if err := <-r.ended; !errors.Is(err, cause) {
+			t.Errorf("read ended with %v", err)
+		}
+		r.broker.Close()
+		for _, d := range r.all()[1:] {
+			r.session.cfg.Budget.Release(int64(d.Size))
+		}
+		if used := r.session.cfg.Budget.Used(); used != 0 {
+			t.Errorf("%d bytes held", used)
+		}
+	})
+}
+
+// PUBRELs that came before a message which waits for the budget must not wait with it.
+func TestPubcompDoesNotWaitForTheBudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newPipeRig(t, func(cfg *Config) { cfg.Budget = NewBudget(1) })
+		r.session.cfg.Budget.TryAcquire(1)
+		go r.say("62 02 0009 32 07 0001 't' 0001 00 'x'")
+		got := make([]byte, 4)
+		if _, err := io.ReadFull(r.broker, got); err != nil || fmt.Sprintf("%x", got) != "70020009" {
+			t.Errorf("got %x, err %v", got, err)
+		}
+		r.c.fail(errLeft)
+		<-r.ended
+		r.broker.Close()
+	})
+}
+
+// A frame larger than the whole budget is delivered, alone.
+func TestOversizedMessageIsAdmittedAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newPipeRig(t, func(cfg *Config) { cfg.Budget = NewBudget(1000) })
+		r.say("32 07 0001 't' 0001 00 'x'")
+		synctest.Wait()
+		small := r.received(1)[0]
+		frame := append(unhex(t, "0001 't' 0002 00"), bytes.Repeat([]byte("y"), 100_000)...)
+		go func() {
+			_, _ = r.broker.Write(append(fixedHeader(0x32, len(frame)), frame...))
+		}()
+		synctest.Wait()
+		if !r.session.Status().Paused {
+			t.Error("not paused while the budget is in use")
+		}
+		r.session.cfg.Budget.Release(int64(small.Size))
+		synctest.Wait()
+		large := r.received(2)[1]
+		if len(large.Message.Payload) != 100_000 || large.Size < 100_000 || r.session.cfg.Budget.Used() != int64(large.Size) {
+			t.Errorf("%d bytes of payload, size %d", len(large.Message.Payload), large.Size)
+		}
+		r.end()
+	})
+}
+
+// The length field is the broker's word. Nothing may be allocated before the budget allows it.
+func TestNothingIsAllocatedBeforeTheBudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newPipeRig(t, func(cfg *Config) { cfg.Budget = NewBudget(1000) })
+		r.session.cfg.Budget.TryAcquire(1)
+		r.say("32 ffffff7f") // 268435455 bytes to come
+		synctest.Wait()
+		if !r.session.Status().Paused || r.session.cfg.Budget.Used() != 1 {
+			t.Errorf("paused %v, used %d", r.session.Status().Paused, r.session.cfg.Budget.Used())
+		}
+		r.c.fail(errLeft)
+		<-r.ended
+		r.broker.Close()
+	})
+}
+
+func TestStopTaking(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newPipeRig(t, func(cfg *Config) { cfg.Budget = NewBudget(2*overheadBytes + 12) }) // one of QoS 1 and one of QoS 0
+		r.say("32 07 0001 't' 0001 00 'x'")
+		go r.say("32 07 0001 't' 0002 00 'x'") // does not fit: waits
+		synctest.Wait()
+		if !r.session.Status().Paused {
+			t.Fatal("not paused")
+		}
+		r.session.StopTaking() // releases the reader as well
+		synctest.Wait()
+		r.say("34 07 0001 't' 0003 00 'x'")
+		r.say("30 05 0001 't' 00 '0'")
+		synctest.Wait()
+		got := r.received(2)
+		if got[0].PacketID != 1 || got[1].Message.QoS != 0 {
+			t.Errorf("delivered %+v", got)
+		}
+		if used := r.session.cfg.Budget.Used(); used != int64(got[0].Size+got[1].Size) {
+			t.Errorf("%d bytes held", used)
+		}
+		if err := r.end(); err != nil { // io.Copy takes the end of the stream for success
+			t.Error(err)
+		}
+	})
+}
+
+func TestGenerationRisesWithEachConnack(t *testing.T) {
+	r := newIdleRig(t, nil, "mqtt://test")
+	for want := range uint64(3) {
+		feed(t, r, nil, unhex(t, connack+"32 07 0001 't' 0001 00 'x'"))
+		if got := r.all()[want].Connection; got != want+1 {
+			t.Errorf("connection %d, want %d", got, want+1)
+		}
+	}
+	feed(t, r, nil, unhex(t, "20 03 00 87 00")) // refused: no connection
+	feed(t, r, nil, unhex(t, "20 03 01 00 00"))
+	if st := r.session.Status(); r.session.generation != 4 || st.Reconnects != 3 || st.SessionsLost != 2 || !st.SessionPresent {
+		t.Errorf("generation %d, status %+v", r.session.generation, st)
+	}
+	if n := r.metric("bridge_mqtt_session_lost_total"); n != 2 {
+		t.Errorf("session_lost %v", n)
+	}
+}
+
+func TestGranted(t *testing.T) {
+	r := newIdleRig(t, nil, "mqtt://test")
+	feed(t, r, nil, unhex(t, connack))
+	if g, want := r.session.Status().Granted, (Granted{time.Hour, 65535, 2, 0, true, true, true, true}); g != want {
+		t.Errorf("defaults: %+v", g)
+	}
+	feed(t, r, nil, unhex(t, "20 1a 00 00 17 11 0000003c 21 0005 24 01 25 00 27 00001000 28 00 29 00 2a 00"))
+	if g, want := r.session.Status().Granted, (Granted{time.Minute, 5, 1, 4096, false, false, false, false}); g != want {
+		t.Errorf("granted: %+v", g)
+	}
+	if r.logs.FilterMessageSnippet("keeps the session for less time").Len() != 1 {
+		t.Error("the shorter session expiry goes unmentioned")
+	}
+}
+
+func TestRestOfNetConn(t *testing.T) {
+	ours, theirs := net.Pipe()
+	defer theirs.Close()
+	c := newConn(newIdleRig(t, nil, "mqtt://test").session, ours)
+	defer c.Close()
+	if c.LocalAddr().Network() != "pipe" || c.RemoteAddr().Network() != "pipe" {
+		t.Error("addresses")
+	}
+	past := time.Now().Add(-time.Second)
+	if err := errors.Join(c.SetDeadline(past), c.SetReadDeadline(past), c.SetWriteDeadline(past)); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("read after the deadline: %v", err)
+	}
+}
