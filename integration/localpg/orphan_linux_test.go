@@ -58,27 +58,32 @@ func TestServerEndsWithItsParent(t *testing.T) {
 				t.Fatal(err)
 			}
 			_ = cmd.Wait() // killed, as asked
-			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-			defer cancel()
-			for alive(pid) {
-				select {
-				case <-ctx.Done():
+			t.Cleanup(func() {
+				if alive(pid) {
 					_ = syscall.Kill(pid, syscall.SIGKILL)
-					t.Fatal("the server outlived its parent")
-				case <-time.After(5 * time.Millisecond):
 				}
-			}
+			})
+			await(t, "end of the server", func() bool { return !alive(pid) })
 		})
 	}
 }
 
-// processState returns the letter the kernel gives a process: R, S, T, Z and so on, or "" when
-// there is none.
-func processState(t *testing.T, pid int) string {
+// await waits for what the kernel does soon, and fails the test when it does not.
+func await(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	return stateOf(pid)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for !done() {
+		select {
+		case <-ctx.Done():
+			t.Fatalf("waited in vain for the %s", what)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
 }
 
+// stateOf returns the letter the kernel gives a process: R, S, T, Z and so on, or "" when there is
+// none.
 func stateOf(pid int) string {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {

@@ -412,7 +412,8 @@ func (s *Server) stop() error {
 }
 
 // Kill ends the server as a power cut would: SIGKILL to the postmaster and all its children. It
-// returns when they are gone; nothing was written, and the folder is kept. Restart recovers it.
+// returns when they hold nothing any more; nothing was written, and the folder is kept. Restart
+// recovers it.
 func (s *Server) Kill() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -451,7 +452,7 @@ func (s *Server) Restart(ctx context.Context) error {
 }
 
 // Pause halts the postmaster and all its children (SIGSTOP): connections stay open and nothing
-// answers, as on a host that hangs. It returns with everything halted.
+// answers, as on a host that hangs. A process in the middle of a system call halts at its end.
 func (s *Server) Pause() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

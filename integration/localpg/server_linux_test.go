@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -192,9 +193,7 @@ func TestKillLosesNothingCommitted(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, gone := range append(pids, pid) {
-		if alive(gone) {
-			t.Errorf("process %d outlived Kill", gone)
-		}
+		await(t, fmt.Sprintf("end of process %d", gone), func() bool { return !alive(gone) })
 	}
 	if err := conn.Ping(t.Context()); err == nil {
 		t.Error("the connection outlived Kill")
@@ -250,9 +249,7 @@ func TestPause(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, pid := range append(pids, postmaster(t, s.Dir)) {
-		if state := processState(t, pid); state != "T" {
-			t.Errorf("process %d is in state %s, want T", pid, state)
-		}
+		await(t, fmt.Sprintf("halt of process %d", pid), func() bool { return stateOf(pid) == "T" })
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
