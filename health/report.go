@@ -65,7 +65,8 @@ type Granted struct {
 type Subscription struct {
 	Filter     string `json:"filter"`
 	ReasonCode byte   `json:"reason_code"`
-	OK         bool   `json:"ok"` // granted with the QoS that was asked for
+	OK         bool   `json:"ok"`     // granted with the QoS that was asked for
+	Reason     string `json:"reason"` // what is wrong; empty when OK
 }
 
 // Database is the link to PostgreSQL.
@@ -75,7 +76,7 @@ type Database struct {
 	Pool             Pool     `json:"pool"`
 	LastCommit       Instant  `json:"last_commit"` // of a batch
 	LastError        string   `json:"last_error"`  // empty while all is well
-	MigrationVersion int32    `json:"migration_version"`
+	MigrationVersion int      `json:"migration_version"`
 	Prepared         bool     `json:"prepared"` // migrations are done and the tables were looked at
 }
 
@@ -167,8 +168,8 @@ func (s *Session) unready() string {
 		return ""
 	}
 	for _, sub := range s.Subscriptions {
-		if !sub.OK {
-			return fmt.Sprintf("subscription to %s refused with reason code 0x%02X", sub.Filter, sub.ReasonCode)
+		if !sub.OK && s.State == "connected" {
+			return fmt.Sprintf("subscription to %s: %s", sub.Filter, sub.Reason)
 		}
 	}
 	if s.LastReason != "" {
@@ -196,6 +197,9 @@ func (r *Report) judge(now time.Time) {
 			r.Status = Degraded
 			r.Reasons = append(r.Reasons, c.name+": "+c.reason)
 		}
+	}
+	if r.Database.State == "up" && r.Database.Prepared && r.Database.LastError != "" {
+		r.Reasons = append(r.Reasons, "database: "+r.Database.LastError)
 	}
 	for _, s := range r.Broker {
 		if s.State == "subscribed" {

@@ -100,8 +100,8 @@ func TestReadyz(t *testing.T) {
 		{"still connecting", func(r *Report) { r.Broker[0].State = "connecting" }, 503, "broker bridge-0: connecting\n"},
 		{"subscription refused", func(r *Report) {
 			r.Broker[0].State = "connected"
-			r.Broker[0].Subscriptions[0] = Subscription{Filter: "secret/#", ReasonCode: 0x87}
-		}, 503, "broker bridge-0: subscription to secret/# refused with reason code 0x87\n"},
+			r.Broker[0].Subscriptions[0] = Subscription{Filter: "secret/#", ReasonCode: 0x87, Reason: "not authorized"}
+		}, 503, "broker bridge-0: subscription to secret/#: not authorized\n"},
 		{"one of two sessions", func(r *Report) { r.Broker = append(r.Broker, Session{ClientID: "bridge-1", State: "closed"}) }, 503,
 			"broker bridge-1: closed\n"},
 	} {
@@ -148,6 +148,7 @@ func TestHealthStatus(t *testing.T) {
 		{"failing route", func(r *Report) { r.Routes["a"] = Route{Failing: "permission denied"} }, Degraded,
 			[]string{"route a: permission denied"}},
 		{"database down", func(r *Report) { r.Database.State, r.Database.LastError = "down", "refused" }, Down, []string{"database: refused"}},
+		{"commits are retried", func(r *Report) { r.Database.LastError = "disk full" }, Degraded, []string{"database: disk full"}},
 		{"no session connected", func(r *Report) { r.Broker[0].State = "backoff" }, Down, []string{"broker bridge-0: backoff"}},
 		{"one of two sessions connected", func(r *Report) { r.Broker = append(r.Broker, Session{ClientID: "bridge-1", State: "backoff"}) },
 			Degraded, []string{"broker bridge-1: backoff"}},

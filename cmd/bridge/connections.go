@@ -103,8 +103,8 @@ func (cfg *config) validateTLS(report reporter) {
 	}
 }
 
-// databaseConnectTimeout bounds one connection attempt where neither the URL nor PGCONNECT_TIMEOUT
-// says otherwise; pgx's own two minutes would hide a database that swallows packets.
+// databaseConnectTimeout bounds one connection attempt where neither the connection string nor
+// PGCONNECT_TIMEOUT says otherwise, so that a host that swallows packets is noticed.
 const databaseConnectTimeout = 10 * time.Second
 
 // validateDatabase checks the connection string and fills in cfg.pool.
@@ -123,7 +123,9 @@ func (cfg *config) validateDatabase(report reporter) {
 		report(variable, "", "expected a connection string such as postgres://user:password@host:5432/database"+dsnFault(dsn, err))
 		return
 	}
-	if !strings.Contains(dsn, "connect_timeout") && os.Getenv("PGCONNECT_TIMEOUT") == "" {
+	// Unnamed statements, so that the pool works behind a pooler in transaction mode.
+	pool.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
+	if pool.ConnConfig.ConnectTimeout == 0 {
 		pool.ConnConfig.ConnectTimeout = databaseConnectTimeout
 	}
 	if pool.ConnConfig.RuntimeParams["application_name"] == "" {

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// environment makes the process's environment hold no variable of the bridge but those given, as
+// "NAME=value", until the test ends.
+func environment(t *testing.T, entries ...string) {
+	t.Helper()
+	for _, entry := range os.Environ() {
+		name, value, _ := strings.Cut(entry, "=")
+		if strings.HasPrefix(name, "BRIDGE_") || strings.HasPrefix(name, "PG") {
+			t.Setenv(name, value) // so that it comes back
+			if err := os.Unsetenv(name); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, entry := range entries {
+		name, value, ok := strings.Cut(entry, "=")
+		if !ok {
+			t.Fatalf("%q is no NAME=value", entry)
+		}
+		t.Setenv(name, value)
+	}
+}
+
+// bridge runs a command to its end.
+func bridge(t *testing.T, stdin string, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, err bytes.Buffer
+	code = realMain(context.Background(), args, streams{strings.NewReader(stdin), &out, &err})
+	return code, out.String(), err.String()
+}
+
+func TestUsage(t *testing.T) {
+	environment(t)
+	for _, c := range []struct {
+		args   string
+		code   int
+		stdout string // a part of it; empty: nothing is printed
+		stderr string
+	}{
+		{"help", 0, "bridge check [--connect]", ""},
+		{"--help", 0, "bridge check [--connect]", ""},
+		{"-h", 0, "bridge check [--connect]", ""},
+		{"help env", 0, "BRIDGE_MQTT_URLS", ""},
+		{"help env --markdown", 0, "| `BRIDGE_MQTT_URLS` |", ""},
+		{"help --markdown env", 0, "| `BRIDGE_MQTT_URLS` |", ""},
+		{"help --markdown", 2, "", "goes with bridge help env"},
+		{"help everything", 2, "", `unexpected argument "everything"`},
+		{"help env more", 2, "", `unexpected argument "more"`},
+		{"version", 0, "go1.", ""},
+		{"version now", 2, "", `unexpected argument "now"`},
+		{"map -h", 0, "", "-user-property"},
+		{"help env -h", 0, "", "-markdown"},
+		{"help env --nonsense", 2, "", "nonsense"},
+		{"run fast", 2, "", `unexpected argument "fast"`},
+		{"run --fast", 2, "", "fast"},
+		{"frobnicate", 2, "", `no command "frobnicate"`},
+		{"deadletters list", 2, "", "deadletters is not in this version"},
+		{"sessions list", 2, "", "sessions is not in this version"},
+		{"migrate sideways", 2, "", `unexpected argument "sideways"`},
+		{"check --nonsense", 2, "", "nonsense"},
+		{"map", 2, "", "--topic"},
+		{"map --topic a/+", 2, "", "without wildcards"},
+		{"map --topic a --qos 3", 2, "", "--qos"},
+		{"map --topic a --user-property k", 2, "", "expected k=v"},
+		{"probe --url nonsense", 2, "", "--url"},
+	} {
+		t.Run(c.args, func(t *testing.T) {
+			code, stdout, stderr := bridge(t, "", strings.Fields(c.args)...)
+			if code != c.code || !strings.Contains(stdout, c.stdout) || !strings.Contains(stderr, c.stderr) ||
+				c.stdout == "" && stdout != "" || c.stderr == "" && stderr != "" {
+				t.Errorf("exit %d\nstdout: %s\nstderr: %s\nwant %d, %q, %q", code, stdout, stderr, c.code, c.stdout, c.stderr)
+			}
+		})
+	}
+}
+
+// TestHelpIsTheListOfCommands catches a command that is dispatched but not documented, and one that
+// the contract names and the program has forgotten.
+func TestHelpIsTheListOfCommands(t *testing.T) {
+	environment(t)
+	_, help, _ := bridge(t, "", "help")
+	for _, name := range []string{"run", "migrate", "check", "map", "probe", "version", "help"} {
+		if !strings.Contains(help, "\n  bridge "+name) {
+			t.Errorf("help lacks %s:\n%s", name, help)
+		}
+	}
+}

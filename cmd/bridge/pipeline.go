@@ -1,0 +1,142 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/mqttpg/bridge/ingest"
+	"github.com/mqttpg/bridge/mapping"
+	"github.com/mqttpg/bridge/store"
+	"go.uber.org/zap"
+)
+
+// pipeline is the line of one leased session: Message -> Row -> Batch -> Commit -> Ack. The session's
+// reading goroutine calls deliver, the writer's goroutine calls settle.
+type pipeline struct {
+	lease   *store.Lease
+	session *ingest.Session
+	writer  *store.Writer
+	routes  *mapping.Routes
+	budget  *ingest.Budget
+	log     *zap.Logger
+
+	acks []ingest.Ack // of the batch being settled
+
+	heldBytes atomic.Int64  // of the budget, by messages on the line
+	owed      atomic.Int64  // acknowledgements of messages on the line
+	settled   chan struct{} // capacity 1: owed has changed
+}
+
+func (s *service) newPipeline(lease *store.Lease, log *zap.Logger) (*pipeline, error) {
+	p := &pipeline{lease: lease, routes: s.cfg.routes, budget: s.budget, log: log, settled: make(chan struct{}, 1)}
+	mqtt := s.mqtt
+	mqtt.Deliver = p.deliver
+	var err error
+	if p.session, err = ingest.New(mqtt, lease.ClientID); err != nil {
+		return nil, err
+	}
+	p.writer = store.NewWriter(s.pool, s.cfg.store(s.log), s.tables, s.counters, s.metrics, lease, p.settle)
+	return p, nil
+}
+
+// deliver maps a message and hands it to the writer. It never waits: keepalive is behind it.
+func (p *pipeline) deliver(_ context.Context, d *ingest.Delivery) {
+	p.heldBytes.Add(int64(d.Size))
+	if d.Message.QoS > 0 {
+		p.owed.Add(1)
+	}
+	p.writer.Enqueue(store.Entry{
+		Message: &d.Message, Outcomes: p.routes.Map(&d.Message, nil), Size: d.Size, ReceivedAt: d.Message.ReceivedAt,
+		PacketID: d.PacketID, Dup: d.Dup, Connection: d.Connection,
+	})
+}
+
+// settle acknowledges what is committed, in the order of receipt and in one write [MQTT-4.6.0-2], and
+// gives the budget back.
+func (p *pipeline) settle(entries []store.Entry) {
+	p.acks = p.acks[:0]
+	size := int64(0)
+	for i := range entries {
+		e := &entries[i]
+		size += int64(e.Size)
+		if e.Message.QoS > 0 {
+			p.acks = append(p.acks, ingest.Ack{Connection: e.Connection, PacketID: e.PacketID, QoS: e.Message.QoS})
+		}
+	}
+	if len(p.acks) > 0 {
+		if err := p.session.Acknowledge(p.acks); err != nil {
+			p.log.Debug("committed messages could not be acknowledged, the broker delivers them again", zap.Error(err))
+		}
+	}
+	p.heldBytes.Add(-size)
+	p.budget.Release(size)
+	p.owed.Add(-int64(len(p.acks)))
+	select {
+	case p.settled <- struct{}{}:
+	default:
+	}
+}
+
+// run works until ctx ends. It then drains the line within drainTime, unless the session belongs to
+// somebody else already. An error says that messages stay unacknowledged with the broker.
+func (p *pipeline) run(ctx context.Context, drainTime time.Duration) error {
+	// The end of ctx asks for an orderly end; only cut ends the work at once.
+	work, cut := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cut(nil)
+	var tasks sync.WaitGroup
+	var sessionErr, writerErr error
+	sessionDone, writerDone := make(chan struct{}), make(chan struct{})
+	tasks.Go(func() { defer close(sessionDone); sessionErr = p.session.Run(work) })
+	tasks.Go(func() { defer close(writerDone); writerErr = p.writer.Run(work) })
+
+	var err error
+	select {
+	case <-ctx.Done():
+		if err = context.Cause(ctx); !errors.Is(err, store.ErrFenced) {
+			err = p.drain(ctx, drainTime, writerDone)
+		}
+	case <-writerDone:
+		err = fmt.Errorf("writer: %w", writerErr)
+	case <-sessionDone:
+		err = fmt.Errorf("mqtt session: %w", sessionErr)
+	}
+	cut(err)
+	tasks.Wait()
+	// What was cut off is not acknowledged, and weighs on nobody any more.
+	p.budget.Release(p.heldBytes.Swap(0))
+	return err
+}
+
+// drain ends the line without loss: no more QoS 1 and 2 messages are taken, what was taken is
+// committed and acknowledged, the broker confirms that it has seen so, and what QoS 0 has brought
+// until the disconnection is committed as well.
+func (p *pipeline) drain(ctx context.Context, within time.Duration, writerDone <-chan struct{}) error {
+	cause := context.Cause(ctx)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), within)
+	defer cancel()
+	p.log.Info("session is drained", zap.NamedError("cause", cause), zap.Int("in_flight", p.writer.Status().InFlight))
+	began := time.Now()
+	p.session.StopTaking()
+	for p.owed.Load() > 0 {
+		select {
+		case <-p.settled:
+		case <-writerDone:
+			return errors.New("drain: the writer has ended")
+		case <-ctx.Done():
+			return fmt.Errorf("drain: %d messages are not committed after %s", p.owed.Load(), within)
+		}
+	}
+	closeErr := p.session.Close(ctx)
+	if err := p.writer.Drain(ctx); err != nil {
+		return errors.Join(closeErr, fmt.Errorf("drain: %w", err))
+	}
+	if closeErr != nil {
+		return fmt.Errorf("close mqtt session: %w", closeErr)
+	}
+	p.log.Info("session is drained and closed", zap.Duration("took", time.Since(began)))
+	return nil
+}

@@ -1,0 +1,337 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	mathrand "math/rand/v2"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/mqttpg/bridge/health"
+	"github.com/mqttpg/bridge/ingest"
+	"github.com/mqttpg/bridge/migrations"
+	"github.com/mqttpg/bridge/store"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+func runCommand(ctx context.Context, args []string, std streams) error {
+	if _, err := parse(newFlags("run"), args, std); err != nil {
+		return err
+	}
+	cfg, err := loadConfig()
+	if err != nil {
+		return err
+	}
+	s, err := newService(cfg, newLogger(cfg.Log, std.err))
+	if err != nil {
+		return err
+	}
+	return s.run(ctx)
+}
+
+// newLogger logs to w, one line an event.
+func newLogger(cfg logConfig, w io.Writer) *zap.Logger {
+	encoding := zap.NewProductionEncoderConfig()
+	encoding.TimeKey, encoding.MessageKey = "time", "message"
+	encoding.EncodeDuration = zapcore.StringDurationEncoder
+	encoding.EncodeTime = func(t time.Time, e zapcore.PrimitiveArrayEncoder) {
+		e.AppendString(t.UTC().Format("2006-01-02T15:04:05.000Z"))
+	}
+	encoder := zapcore.NewJSONEncoder(encoding)
+	if cfg.Format.value == "console" {
+		encoding.EncodeLevel = zapcore.CapitalLevelEncoder
+		encoder = zapcore.NewConsoleEncoder(encoding)
+	}
+	level, err := zapcore.ParseLevel(cfg.Level.value)
+	if err != nil { // loadConfig has let only known ones through
+		level = zapcore.InfoLevel
+	}
+	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(w)), level))
+}
+
+// service is the running bridge: the parts that all sessions share.
+type service struct {
+	cfg     *config
+	log     *zap.Logger
+	started time.Time
+
+	registry *prometheus.Registry
+	pool     *pgxpool.Pool
+	tables   *store.Tables
+	counters *store.Counters
+	metrics  *store.Metrics
+	monitor  *store.Monitor
+	leases   *store.Leases
+	budget   *ingest.Budget
+	mqtt     ingest.Config // but for Deliver
+
+	mu        sync.Mutex
+	state     string
+	prepared  bool   // migrations are done, tables were looked at
+	trouble   string // why the last attempt to prepare the database did not succeed
+	pipelines map[int]*pipeline
+	unclean   []error // ends of sessions that may lead to redelivery
+}
+
+func newService(cfg *config, log *zap.Logger) (*service, error) {
+	// The pool belongs to no context: it is used until the last session is drained.
+	pool, err := pgxpool.NewWithConfig(context.Background(), cfg.pool)
+	if err != nil {
+		return nil, fmt.Errorf("make the connection pool: %w", err)
+	}
+	s := &service{
+		cfg: cfg, log: log, started: time.Now(), registry: prometheus.NewRegistry(), pool: pool,
+		state: health.Starting, pipelines: map[int]*pipeline{},
+	}
+	v, c := buildInfo()
+	s.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "bridge_build_info", Help: "Always 1; what was built.",
+			ConstLabels: prometheus.Labels{"version": v, "commit": c},
+		}, func() float64 { return 1 }))
+
+	s.counters = store.NewCounters(cfg.routeNames())
+	s.registry.MustRegister(s.counters)
+	s.metrics = store.NewMetrics(s.registry)
+	s.tables = store.NewTables(pool, cfg.store(log), cfg.routes)
+	s.monitor = store.NewMonitor(pool, cfg.Schema.value, s.metrics)
+	s.leases = store.NewLeases(pool, store.LeaseConfig{
+		Schema: cfg.Schema.value, ShareName: cfg.MQTT.ShareName.value, ClientIDPrefix: cfg.clientIDPrefix(),
+		Sessions: cfg.MQTT.Sessions.value, Owner: rand.Text(), Log: log, Metrics: s.metrics,
+	})
+	s.budget = ingest.NewBudget(int64(cfg.MaxInflightBytes.value))
+	s.mqtt = cfg.ingest(log)
+	s.mqtt.Budget, s.mqtt.Metrics = s.budget, ingest.NewMetrics(s.registry)
+	return s, nil
+}
+
+// store is the configuration of package store.
+func (cfg *config) store(log *zap.Logger) store.Config {
+	return store.Config{
+		Schema: cfg.Schema.value, MaxMessages: cfg.Batch.MaxMessages.value, MaxBytes: cfg.Batch.MaxBytes.value,
+		Linger: cfg.Batch.Linger.value, Log: log,
+	}
+}
+
+// ingest is the configuration of package ingest that the environment gives.
+func (cfg *config) ingest(log *zap.Logger) ingest.Config {
+	m := &cfg.MQTT
+	shareName := m.ShareName.value
+	if m.Mode.value == "exclusive" {
+		shareName = "" // plain subscriptions
+	}
+	return ingest.Config{
+		URLs: m.URLs.value, Username: cfg.username, Password: cfg.password,
+		CAFile: m.CAFile.value, CertFile: m.CertFile.value, KeyFile: m.KeyFile.value, ServerName: m.ServerName.value,
+		ShareName: shareName, Filters: cfg.routes.Filters(), QoS: byte(m.QoS.value),
+		KeepAlive: m.Keepalive.value, SessionExpiry: m.SessionExpiry.value, ReceiveMaximum: uint16(m.ReceiveMaximum.value),
+		StatusTopic: m.StatusTopic.value, Log: log,
+	}
+}
+
+// run serves until ctx is done, and then drains. The HTTP server is the first to come and the last to
+// leave. An end that may lead to redelivery is an error.
+func (s *service) run(ctx context.Context) error {
+	v, _ := buildInfo()
+	s.log.Info("bridge starts", zap.String("version", v), zap.Any("configuration", s.cfg.effective()))
+	for _, route := range s.cfg.routes.All() {
+		s.log.Info("route", zap.String("route", route.Name), zap.Strings("filters", route.Filters), zap.String("table", tableName(&route.Table)))
+	}
+	for _, warning := range s.cfg.warnings {
+		s.log.Warn("configuration", zap.String("warning", warning))
+	}
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.cfg.HTTP.Addr.value)
+	if err != nil {
+		s.pool.Close()
+		return fmt.Errorf("listen for http: %w", err)
+	}
+	s.log.Info("http server listens", zap.Stringer("address", listener.Addr()))
+
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	beside, leave := context.WithCancel(context.WithoutCancel(ctx))
+	defer leave()
+	var tasks sync.WaitGroup
+	tasks.Go(func() {
+		if err := s.healthServer().Serve(beside, listener); err != nil {
+			stop(err) // without it nobody can tell how the bridge is
+		}
+	})
+	tasks.Go(func() { s.monitor.Run(beside) })
+
+	work := make(chan struct{})
+	go func() {
+		defer close(work)
+		s.work(ctx, beside)
+	}()
+	select {
+	case <-work:
+	case <-s.overdue(ctx):
+		// What still waits for the database or the broker ends with the process.
+		return errors.New("shutdown took longer than BRIDGE_SHUTDOWN_TIMEOUT: what is not committed stays with the broker")
+	}
+	leave()
+	tasks.Wait()
+	s.pool.Close()
+	err = context.Cause(ctx)
+	if errors.Is(err, context.Canceled) {
+		err = nil // the signal
+	}
+	err = errors.Join(append(s.unclean, err)...)
+	s.log.Info("bridge has stopped", zap.Bool("clean", err == nil))
+	return err
+}
+
+// overdue returns a channel that closes when the time to drain is over.
+func (s *service) overdue(ctx context.Context) <-chan struct{} {
+	over := make(chan struct{})
+	context.AfterFunc(ctx, func() { time.AfterFunc(s.cfg.ShutdownTimeout.value, func() { close(over) }) })
+	return over
+}
+
+// drainTime is the part of BRIDGE_SHUTDOWN_TIMEOUT that a session may take to drain; the rest is for
+// telling the database that the session is free.
+func (s *service) drainTime() time.Duration { return s.cfg.ShutdownTimeout.value * 4 / 5 }
+
+// work prepares the database, and then holds sessions until ctx is done and they are drained. beside
+// ends later.
+func (s *service) work(ctx, beside context.Context) {
+	noted := context.AfterFunc(ctx, func() {
+		s.setState(health.Stopping)
+		s.log.Info("shutting down: sessions are drained", zap.Duration("at_most", s.cfg.ShutdownTimeout.value))
+	})
+	defer noted()
+	if !s.prepare(ctx) {
+		return
+	}
+	s.log.Info("database is prepared")
+	s.setPrepared()
+
+	beside, leave := context.WithCancel(beside)
+	var tasks sync.WaitGroup
+	tasks.Go(func() { s.tables.Maintain(beside) })
+	if err := s.leases.Run(ctx, s.hold); err != nil {
+		s.addUnclean(fmt.Errorf("hold sessions: %w", err))
+	}
+	leave()
+	tasks.Wait()
+}
+
+// The pauses between attempts to prepare the database.
+const prepareWaitMin, prepareWaitMax = time.Second, 15 * time.Second
+
+// prepare applies migrations and makes the tables. It tries until it succeeds, because a database
+// that comes up after the bridge is the normal case in a cluster; false: ctx ended first.
+func (s *service) prepare(ctx context.Context) bool {
+	for wait := prepareWaitMin; ; wait = min(2*wait, prepareWaitMax) {
+		err := s.prepareOnce(ctx)
+		if err == nil {
+			return true
+		}
+		if ctx.Err() != nil {
+			return false
+		}
+		s.log.Warn("database is not prepared yet, trying again", zap.Error(err), zap.Duration("after", wait))
+		s.mu.Lock()
+		s.trouble = err.Error()
+		s.mu.Unlock()
+		pause := time.NewTimer(wait/2 + mathrand.N(wait/2))
+		select {
+		case <-ctx.Done():
+			pause.Stop()
+			return false
+		case <-pause.C:
+		}
+	}
+}
+
+func (s *service) prepareOnce(ctx context.Context) error {
+	if err := s.migrate(ctx); err != nil {
+		return err
+	}
+	if err := s.tables.Ensure(ctx); err != nil {
+		return fmt.Errorf("prepare tables: %w", err)
+	}
+	return nil
+}
+
+// migrate applies the migrations, or with BRIDGE_MIGRATE=off makes sure that somebody else has.
+func (s *service) migrate(ctx context.Context) error {
+	conn, err := s.pool.Acquire(ctx)
+	if err != nil {
+		return fmt.Errorf("connect to the database: %w", err)
+	}
+	defer conn.Release()
+	if s.cfg.Migrate.value == "on" {
+		return migrations.Apply(ctx, conn.Conn(), s.cfg.Schema.value, func(m migrations.Migration) {
+			s.log.Info("applying migration", zap.Int("version", m.Version), zap.String("name", m.Name))
+		})
+	}
+	all, err := migrations.List(ctx, conn.Conn(), s.cfg.Schema.value)
+	if err != nil {
+		return err
+	}
+	for _, m := range all {
+		if !m.Applied {
+			return fmt.Errorf("migration %d is pending and BRIDGE_MIGRATE is off: run bridge migrate", m.Version)
+		}
+	}
+	return nil
+}
+
+// hold does the work of one leased session until ctx ends.
+func (s *service) hold(ctx context.Context, lease *store.Lease) {
+	log := s.log.With(zap.Int("session", lease.Index), zap.String("client_id", lease.ClientID))
+	p, err := s.newPipeline(lease, log)
+	if err != nil { // the configuration was checked: this is a defect, and must be seen
+		log.Error("session cannot be made", zap.Error(err))
+		return
+	}
+	s.mu.Lock()
+	s.pipelines[lease.Index] = p
+	s.mu.Unlock()
+
+	err = p.run(ctx, s.drainTime())
+
+	s.mu.Lock()
+	delete(s.pipelines, lease.Index)
+	s.mu.Unlock()
+	if err != nil {
+		log.Warn("session ended without being drained: the broker delivers again what is not acknowledged", zap.Error(err))
+		s.addUnclean(fmt.Errorf("session %s: %w", lease.ClientID, err))
+	}
+}
+
+func (s *service) setState(state string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.state = state
+}
+
+// setPrepared makes a starting service a running one, unless it is already being stopped.
+func (s *service) setPrepared() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.prepared, s.trouble = true, ""
+	if s.state == health.Starting {
+		s.state = health.Running
+	}
+}
+
+// addUnclean notes what went wrong while the service is being stopped. Before that, everything is
+// mended by carrying on.
+func (s *service) addUnclean(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state == health.Stopping {
+		s.unclean = append(s.unclean, err)
+	}
+}
