@@ -91,7 +91,7 @@ func TestMistakes(t *testing.T) {
 		{RouteConfig{Time: "$.ts", TimeFormat: "fast"}, `BRIDGE_ROUTE_R_TIME_FORMAT: "fast": expected auto`},
 		{RouteConfig{TimeFormat: "unix"}, `BRIDGE_ROUTE_R_TIME_FORMAT: "unix": has no effect without TIME`},
 		{RouteConfig{TimeZone: "Nowhere"}, `BRIDGE_ROUTE_R_TIME_ZONE: "Nowhere": expected a time zone`},
-		{RouteConfig{Columns: "a:float8=$.a, b:flot=$.b"}, `BRIDGE_ROUTE_R_COLUMNS: "flot=$.b": character 16: column b: "flot" is no type`},
+		{RouteConfig{Columns: "a:float8=$.a, b:flot=$.b"}, `BRIDGE_ROUTE_R_COLUMNS: "flot=$.b": character 17: column b: "flot" is no type`},
 		{RouteConfig{Columns: "a:float8=$.a", Format: "text"}, `BRIDGE_ROUTE_R_COLUMNS: "$.a": JSONPath needs FORMAT=json; with FORMAT=text write payload`},
 		{RouteConfig{Columns: "a:int4='x'"}, `BRIDGE_ROUTE_R_COLUMNS: "a:int4 = 'x'": column a: 'x' cannot become int4: 'x' is no number`},
 		{RouteConfig{Columns: "a:uuid=qos"}, `column a: qos cannot become uuid`},
