@@ -111,7 +111,7 @@ type Process struct {
 
 // The states of a process.
 const (
-	Starting = "starting" // until migrations and tables are prepared
+	Starting = "starting" // until the database is prepared and sessions have been shared out once
 	Running  = "running"
 	Stopping = "stopping" // draining after SIGTERM
 )
@@ -144,8 +144,12 @@ type check struct {
 // checks lists the conditions of readiness. A hot standby owns no session, so it has none to check.
 func (r *Report) checks() []check {
 	checks := []check{{name: "process"}, {name: "database"}, {name: "migrations"}}
-	if r.Process.State == Stopping {
+	switch {
+	case r.Process.State == Stopping:
 		checks[0].reason = "shutting down"
+	case r.Process.State == Starting && r.Database.Prepared:
+		// Without this a process would pass for a hot standby until it has looked for sessions.
+		checks[0].reason = "has not looked for sessions yet"
 	}
 	if r.Database.State != "up" {
 		checks[1].reason = orElse(r.Database.LastError, "has not answered yet")

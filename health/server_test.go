@@ -94,6 +94,7 @@ func TestReadyz(t *testing.T) {
 			"database: connect: refused\nmigrations: not done yet\n"},
 		{"migrations fail", func(r *Report) { r.Database.Prepared = false; r.Database.LastError = "permission denied" }, 503,
 			"migrations: not done yet: permission denied\n"},
+		{"before the first look for sessions", func(r *Report) { r.Broker, r.Process.State = nil, Starting }, 503, "process: has not looked for sessions yet\n"},
 		{"shutting down", func(r *Report) { r.Process.State = Stopping }, 503, "process: shutting down\n"},
 		{"broker away", func(r *Report) { r.Broker[0].State, r.Broker[0].LastReason = "backoff", "connection refused" }, 503,
 			"broker bridge-0: backoff: connection refused\n"},

@@ -50,6 +50,10 @@ func (s *service) report() health.Report {
 	s.mu.Lock()
 	state, prepared, trouble := s.state, s.prepared, s.trouble
 	s.mu.Unlock()
+	leases := s.leases.Status()
+	if state == health.Running && leases.LastHeartbeat.IsZero() {
+		state = health.Starting
+	}
 	r := health.Report{
 		Broker:  []health.Session{},
 		Routes:  map[string]health.Route{},
@@ -69,8 +73,8 @@ func (s *service) report() health.Report {
 	case db.Up:
 		r.Database.State = "up"
 		r.Database.LastError = trouble
-		if lease := s.leases.Status().LastError; lease != "" && prepared {
-			r.Database.LastError = "leases: " + lease
+		if prepared && leases.LastError != "" {
+			r.Database.LastError = "leases: " + leases.LastError
 		}
 	case !db.Since.IsZero():
 		r.Database.State, r.Database.LastError = "down", db.LastError
