@@ -16,6 +16,9 @@ type decimal struct {
 const (
 	maxNumericWeight = 1<<15 - 1
 	maxNumericScale  = 1<<14 - 1
+
+	// maxExponent is where PostgreSQL stops reading exponents, even of zero.
+	maxExponent = 1<<30 - 1
 )
 
 // parseDecimal reads a number: digits with a point among, before or behind them, a sign and an
@@ -40,9 +43,9 @@ func parseDecimal(s string) (d decimal, ok bool) {
 	if s[0]|0x20 != 'e' {
 		return d, false
 	}
-	exp, err := strconv.ParseInt(s[1:], 10, 31) // PostgreSQL ends at half of an int32 too
+	exp, err := strconv.ParseInt(s[1:], 10, 32)
 	d.exp = int(exp)
-	return d, err == nil
+	return d, err == nil && exp < maxExponent && exp > -maxExponent
 }
 
 func countDigits(s string) int {

@@ -171,6 +171,7 @@ func TestValuesThatDoNotFit(t *testing.T) {
 		{"uuid", `"0123"`, "no UUID"}, {"uuid", `"01234567x89ab-cdef-0123-456789abcdef"`, "no UUID"}, {"uuid", `"g1234567-89ab-cdef-0123-456789abcdef"`, "no UUID"}, {"uuid", `1`, "no UUID"},
 		{"inet", `"fe80::1%eth0"`, "no internet address"}, {"inet", `"10.0.0.1/33"`, "no internet address"}, {"inet", `1`, "no internet address"},
 		{"jsonb", `{"a":"\u0000"}`, `\u0000`}, {"jsonb", `["\ud800"]`, "surrogate"}, {"jsonb", `[1e131072]`, "beyond the range of numeric"},
+		{"jsonb", `[0e1073741823]`, "beyond the range of numeric"},
 		{"jsonb", `{"\udfff":1}`, "surrogate"}, {"jsonb", "[" + strings.Repeat("9", 131073) + "]", "beyond the range of numeric"},
 		{"bytea", `"\\x0"`, "not hexadecimal"}, {"bytea", `"\ud800"`, "surrogate"}, {"bytea", `1`, "no text"},
 		{"int4[]", `1`, "is no array"}, {"int4[]", `[1,"x"]`, `has the element "x", which is no number`}, {"int4[]", `[[1]]`, "no number"}, {"text[]", `{}`, "is no array"},
