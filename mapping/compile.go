@@ -29,8 +29,10 @@ func Compile(configs []RouteConfig) (*Routes, error) {
 		c := &compiler{config: &config, route: &Route{Name: config.Name}}
 		switch {
 		case !isName(c.config.Name) || len(c.config.Name) > maxTable:
-			errs = append(errs, &ConfigError{"BRIDGE_ROUTES", cut(c.config.Name, 80),
-				fmt.Sprintf("expected names of lower-case letters, digits and _, not beginning with a digit, at most %d bytes", maxTable)})
+			errs = append(errs, &ConfigError{
+				"BRIDGE_ROUTES", cut(c.config.Name, 80),
+				fmt.Sprintf("expected names of lower-case letters, digits and _, not beginning with a digit, at most %d bytes", maxTable),
+			})
 			continue
 		case names[c.config.Name]:
 			errs = append(errs, &ConfigError{"BRIDGE_ROUTES", c.config.Name, "this route stands twice"})

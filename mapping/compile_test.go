@@ -19,8 +19,13 @@ func TestDefaults(t *testing.T) {
 	want := Table{
 		Name: "messages",
 		Columns: []Column{
-			{"device_id", "text", 25, true}, {"time", "timestamptz", 1184, true}, {"message_id", "uuid", 2950, true},
-			{"received_at", "timestamptz", 1184, true}, {"topic", "text", 25, true}, {"payload", "jsonb", 3802, false}, {"payload_bytes", "bytea", 17, false},
+			{"device_id", "text", 25, true},
+			{"time", "timestamptz", 1184, true},
+			{"message_id", "uuid", 2950, true},
+			{"received_at", "timestamptz", 1184, true},
+			{"topic", "text", 25, true},
+			{"payload", "jsonb", 3802, false},
+			{"payload_bytes", "bytea", 17, false},
 		},
 		KeyColumns: []string{"device_id", "time", "message_id"},
 		Partition:  PartitionDay,
@@ -38,8 +43,10 @@ func TestTables(t *testing.T) {
 		config RouteConfig
 		want   string // schema.name (columns) unique (key) partition retention keyed
 	}{
-		{RouteConfig{Table: "iot.readings", Time: "$.ts", Columns: "a:float8=$.a", Retention: "90d"},
-			"iot.readings (+ a:float8:701 payload:jsonb:3802 payload_bytes:bytea:17) unique (device_id time message_id) day 2160h0m0s true"},
+		{
+			RouteConfig{Table: "iot.readings", Time: "$.ts", Columns: "a:float8=$.a", Retention: "90d"},
+			"iot.readings (+ a:float8:701 payload:jsonb:3802 payload_bytes:bytea:17) unique (device_id time message_id) day 2160h0m0s true",
+		},
 		{RouteConfig{Payload: "drop", Columns: "a:int4[]=$.a", Partition: "month"}, ".r (+ a:int4[]:1007) unique (device_id time message_id) month 0s false"},
 		{RouteConfig{Format: "text", Key: "payload"}, ".r (+ payload_bytes:bytea:17) unique (device_id message_id) none 0s true"},
 		{RouteConfig{Format: "raw", Key: "correlation_data", Partition: "none"}, ".r (+ payload_bytes:bytea:17) unique (device_id message_id) none 0s true"},

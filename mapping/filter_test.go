@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"unicode/utf8"
 )
 
 func TestParseFilter(t *testing.T) {
@@ -206,8 +207,10 @@ func TestFiltersAreAMaximalCover(t *testing.T) {
 }
 
 func TestFirstMatchingFilterGivesTheCaptures(t *testing.T) {
-	r := mustCompile(t, RouteConfig{Name: "a", Topic: "x/{device_id}/{kind} {site}/y/z {device_id}/#", Payload: "drop",
-		Device: "{device_id} ?? {site}", Columns: "kind={kind}, site={site}"})
+	r := mustCompile(t, RouteConfig{
+		Name: "a", Topic: "x/{device_id}/{kind} {site}/y/z {device_id}/#", Payload: "drop",
+		Device: "{device_id} ?? {site}", Columns: "kind={kind}, site={site}",
+	})
 	for topic, want := range map[string]string{
 		"x/1/k": `"device_id":"1".*"kind":"k","site":null`,
 		"x/y/z": `"device_id":"y".*"kind":"z","site":null`,
@@ -239,7 +242,7 @@ func FuzzParseFilter(f *testing.F) {
 		}
 		var tree trie
 		tree.add(parsed.levels, match{})
-		if got := len(tree.find(strings.Split(topic, "/"), nil)) == 1; !strings.ContainsAny(topic, "\n\xff") && got != naive(parsed.text, topic) {
+		if got := len(tree.find(strings.Split(topic, "/"), nil)) == 1; utf8.ValidString(topic) && !strings.Contains(topic, "\n") && got != naive(parsed.text, topic) {
 			t.Fatalf("filter %q, topic %q: matched %t", parsed.text, topic, got)
 		}
 	})

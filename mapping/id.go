@@ -20,12 +20,11 @@ const (
 
 // contentHash identifies a message by the route, the topic and the payload's bytes.
 func (s *scratch) contentHash(route string, m *Message) [sha256.Size]byte {
-	b := append(s.buffer[:0], domainContent...)
-	b = appendPart(b, route)
-	b = appendPart(b, m.Topic)
-	b = append(b, m.Payload...)
-	s.buffer = b
-	return sha256.Sum256(b)
+	s.buffer = append(s.buffer[:0], domainContent...)
+	s.buffer = appendPart(s.buffer, route)
+	s.buffer = appendPart(s.buffer, m.Topic)
+	s.buffer = append(s.buffer, m.Payload...)
+	return sha256.Sum256(s.buffer)
 }
 
 // appendPart appends a text behind its length, so that no two lists of parts look alike.

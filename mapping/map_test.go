@@ -60,22 +60,35 @@ func TestMap(t *testing.T) {
 		topic, payload string
 		want           string
 	}{
-		{"the example of the contract", RouteConfig{Topic: "devices/{device_id}/telemetry", Time: "$.ts",
-			Columns: "temperature:float8=$.temperature, humidity:float8=$.humidity, status:text=$.status"},
+		{
+			"the example of the contract",
+			RouteConfig{
+				Topic: "devices/{device_id}/telemetry", Time: "$.ts",
+				Columns: "temperature:float8=$.temperature, humidity:float8=$.humidity, status:text=$.status",
+			},
 			"devices/d1/telemetry", `{"ts":"2026-01-02T03:04:05.678+01:00","temperature":21.5,"humidity":40,"status":"ok"}`,
 			`{"device_id":"d1","time":"2026-01-02T02:04:05.678000Z",…"received_at":"2026-07-08T09:10:11.121314Z","topic":"devices/d1/telemetry",` +
-				`"temperature":21.5,"humidity":40,"status":"ok","payload":{"ts":"2026-01-02T03:04:05.678+01:00","temperature":21.5,"humidity":40,"status":"ok"},"payload_bytes":null}`},
+				`"temperature":21.5,"humidity":40,"status":"ok","payload":{"ts":"2026-01-02T03:04:05.678+01:00","temperature":21.5,"humidity":40,"status":"ok"},"payload_bytes":null}`,
+		},
 		{"no settings at all", RouteConfig{}, "a/b", ` {"v": 1} `, `{"device_id":"b","time":"2026-07-08T09:10:11.121314Z",…"topic":"a/b","payload":{"v":1},"payload_bytes":null}`},
 		{"one level is the device itself", RouteConfig{Payload: "drop"}, "a", `1`, `{"device_id":"a",…"topic":"a"}`},
 		{"an empty second level names no device", RouteConfig{Payload: "drop"}, "a//b", `1`, `{"device_id":"a//b",…"topic":"a//b"}`},
-		{"every source", RouteConfig{Topic: "{site}/+/{rest...}", Payload: "drop", Device: "user['device id']",
-			Columns: "a={site},b={rest},c=topic[2],d=topic[-1],e=topic[9],f=topic,g=$.a['b c'][-1].d,h=user.x,i=content_type,j=correlation_data,k=qos,l=retain,m=received_at,n=payload,o='it''s',p=42,q=-1.5,r=true,s=topic[-9],t:text=user.none ?? $.none ?? $.null ?? $.a['b c'][0]"},
+		{
+			"every source",
+			RouteConfig{
+				Topic: "{site}/+/{rest...}", Payload: "drop", Device: "user['device id']",
+				Columns: "a={site},b={rest},c=topic[2],d=topic[-1],e=topic[9],f=topic,g=$.a['b c'][-1].d,h=user.x,i=content_type,j=correlation_data,k=qos,l=retain,m=received_at,n=payload,o='it''s',p=42,q=-1.5,r=true,s=topic[-9],t:text=user.none ?? $.none ?? $.null ?? $.a['b c'][0]",
+			},
 			"s/t/u/v", `{"a":{"b c":[null,0,{"d":"deep"}]},"null":null}`,
 			`{"device_id":"dev 1",…"topic":"s/t/u/v","a":"s","b":"u/v","c":"t","d":"v","e":null,"f":"s/t/u/v","g":"deep","h":"first","i":"application/json","j":"\\x00ff","k":1,"l":false,` +
-				`"m":"2026-07-08T09:10:11.121314Z","n":{"a":{"b c":[null,0,{"d":"deep"}]},"null":null},"o":"it's","p":42,"q":-1.5,"r":true,"s":null,"t":null}`},
-		{"numbers lose nothing", RouteConfig{Payload: "drop", Columns: "a:int8=$.a,b:numeric=$.b,c:jsonb=$.b,d:text=$.b"},
+				`"m":"2026-07-08T09:10:11.121314Z","n":{"a":{"b c":[null,0,{"d":"deep"}]},"null":null},"o":"it's","p":42,"q":-1.5,"r":true,"s":null,"t":null}`,
+		},
+		{
+			"numbers lose nothing",
+			RouteConfig{Payload: "drop", Columns: "a:int8=$.a,b:numeric=$.b,c:jsonb=$.b,d:text=$.b"},
 			"a", `{"a":9223372036854775807,"b":123456789012345678901234567890.123456789}`,
-			`…"a":9223372036854775807,"b":123456789012345678901234567890.123456789,"c":123456789012345678901234567890.123456789,"d":"123456789012345678901234567890.123456789"}`},
+			`…"a":9223372036854775807,"b":123456789012345678901234567890.123456789,"c":123456789012345678901234567890.123456789,"d":"123456789012345678901234567890.123456789"}`,
+		},
 		{"of equal names the last counts", RouteConfig{Payload: "drop", Columns: "a=$.a,b=$.o.b,c=$.o.c"}, "a", `{"a":1,"o":{"b":1},"a":2,"\u006f":{"c":2}}`, `…"a":2,"b":null,"c":2}`},
 		{"indexes count from either end", RouteConfig{Payload: "drop", Columns: "a=$[0],b=$[-1],c=$[1],d=$[-2],e=$[2],f=$[-3]"}, "a", `[1,2]`, `…"a":1,"b":2,"c":2,"d":1,"e":null,"f":null}`},
 		{"members of no object", RouteConfig{Payload: "drop", Columns: "a=$.a,b=$[0],c=$"}, "a", `7`, `…"a":null,"b":null,"c":7}`},
@@ -96,8 +109,12 @@ func TestMap(t *testing.T) {
 		{"brackets in texts do not nest", RouteConfig{Payload: "drop"}, "a", `["\"` + deep + `",{"a":[]}]`, `…"topic":"a"}`},
 
 		{"a value of the wrong type", RouteConfig{Columns: "n:int8=$.n"}, "a", `{"n":21.5}`, `invalid_value: column n:int8 = $.n: 21.5 is no whole number`},
-		{"a value too long to show", RouteConfig{Columns: "n:int8=$.n"}, "a", `{"n":"` + strings.Repeat("ä", 100) + `"}`,
-			`invalid_value: column n:int8 = $.n: "` + strings.Repeat("ä", 38) + `… is no number`},
+		{
+			"a value too long to show",
+			RouteConfig{Columns: "n:int8=$.n"},
+			"a", `{"n":"` + strings.Repeat("ä", 100) + `"}`,
+			`invalid_value: column n:int8 = $.n: "` + strings.Repeat("ä", 38) + `… is no number`,
+		},
 		{"NUL in a text column", RouteConfig{Columns: "s:text=$.s"}, "a", `{"s":"a\u0000b"}`, `invalid_utf8: column s:text = $.s: "a\u0000b" holds the character NUL`},
 		{"NUL in a kept payload", RouteConfig{}, "a", `{"s":"\u0000"}`, `…"payload":null,"payload_bytes":"\\x7b2273223a225c7530303030227d"}`},
 		{"a number only bytes can hold", RouteConfig{}, "a", `[1e999999]`, `…"payload":null,"payload_bytes":"\\x5b31653939393939395d"}`},
@@ -109,8 +126,12 @@ func TestMap(t *testing.T) {
 		{"an empty device", RouteConfig{Device: "$.id"}, "a", `{"id":""}`, `invalid_device: DEVICE = $.id: is empty`},
 		{"a device that is no scalar", RouteConfig{Device: "$.id"}, "a", `{"id":[1]}`, `invalid_device: DEVICE = $.id: selects no single value: [1]`},
 		{"a device that is no text", RouteConfig{Device: "$.id"}, "a", `{"id":"\ud800"}`, `invalid_device: DEVICE = $.id: "\ud800" holds an unpaired surrogate`},
-		{"a device that is too long", RouteConfig{Topic: "{device_id}"}, strings.Repeat("d", 1025), `1`,
-			`invalid_device: DEVICE = {device_id}: '` + strings.Repeat("d", 77) + `…' is longer than 1024 bytes`},
+		{
+			"a device that is too long",
+			RouteConfig{Topic: "{device_id}"},
+			strings.Repeat("d", 1025), `1`,
+			`invalid_device: DEVICE = {device_id}: '` + strings.Repeat("d", 77) + `…' is longer than 1024 bytes`,
+		},
 
 		{"no time", RouteConfig{Time: "$.ts"}, "a", `{}`, `invalid_time: TIME = $.ts: selects nothing`},
 		{"a time that is none", RouteConfig{Time: "$.ts"}, "a", `{"ts":"noon"}`, `invalid_time: TIME = $.ts: "noon" is no time: neither RFC 3339 nor a Unix time`},
@@ -118,19 +139,31 @@ func TestMap(t *testing.T) {
 		{"no key", RouteConfig{Key: "$.id"}, "a", `{}`, `invalid_key: KEY $.id: nothing identifies no message`},
 		{"a key beyond all numbers", RouteConfig{Key: "$.id"}, "a", `{"id":1e99999999999}`, `invalid_key: KEY $.id: 1e99999999999 identifies no message`},
 
-		{"what is left of the payload", RouteConfig{Payload: "rest", Time: "$.ts", Device: "$.dev.id", Columns: "a=$.a, b=$.b.c, d=$.list[0]"}, "a",
+		{
+			"what is left of the payload",
+			RouteConfig{Payload: "rest", Time: "$.ts", Device: "$.dev.id", Columns: "a=$.a, b=$.b.c, d=$.list[0]"},
+			"a",
 			`{"ts":1, "dev":{"id":"x"}, "a":1, "b":{"c":2,"d":3}, "e":[4], "list":[5,6], "o":{}}`,
-			`…"a":1,"b":2,"d":5,"payload":{"b":{"d":3},"e":[4],"list":[5,6],"o":{}},"payload_bytes":null}`},
+			`…"a":1,"b":2,"d":5,"payload":{"b":{"d":3},"e":[4],"list":[5,6],"o":{}},"payload_bytes":null}`,
+		},
 		{"nothing is left", RouteConfig{Payload: "rest", Columns: "a=$.a"}, "a", `{"a":1}`, `…"a":1,"payload":null,"payload_bytes":null}`},
 		{"only what was taken goes", RouteConfig{Payload: "rest", Columns: "a=$.a ?? $.b"}, "a", `{"b":1,"a":2}`, `…"a":2,"payload":{"b":1},"payload_bytes":null}`},
 		{"all is taken", RouteConfig{Payload: "rest", Columns: "a=payload"}, "a", `{"b":1}`, `…"a":{"b":1},"payload":null,"payload_bytes":null}`},
 		{"what is left of no object", RouteConfig{Payload: "rest", Columns: "a=$.a"}, "a", `[1]`, `…"a":null,"payload":[1],"payload_bytes":null}`},
 		{"what is left only bytes can hold", RouteConfig{Payload: "rest", Columns: "a=$.a"}, "a", `{"a":1,"b":"\u0000"}`, `…"a":1,"payload":null,"payload_bytes":"\\x7b2262223a225c7530303030227d"}`},
 
-		{"each element a row", RouteConfig{Each: "$.r", Columns: "g=$.g, v:float8=@.v, w=@"}, "a", `{"g":"x","r":[{"v":1},{"v":2.5}]}`,
-			`…"g":"x","v":1,"w":{"v":1},"payload":{"v":1},"payload_bytes":null}` + "\n" + `…"g":"x","v":2.5,"w":{"v":2.5},"payload":{"v":2.5},"payload_bytes":null}`},
-		{"what is left of elements", RouteConfig{Each: "$", Payload: "rest", Columns: "v=@.v"}, "a", `[{"v":1,"x":2},{"v":3},{"x":4}]`,
-			`…"v":1,"payload":{"x":2},"payload_bytes":null}` + "\n" + `…"v":3,"payload":null,"payload_bytes":null}` + "\n" + `…"v":null,"payload":{"x":4},"payload_bytes":null}`},
+		{
+			"each element a row",
+			RouteConfig{Each: "$.r", Columns: "g=$.g, v:float8=@.v, w=@"},
+			"a", `{"g":"x","r":[{"v":1},{"v":2.5}]}`,
+			`…"g":"x","v":1,"w":{"v":1},"payload":{"v":1},"payload_bytes":null}` + "\n" + `…"g":"x","v":2.5,"w":{"v":2.5},"payload":{"v":2.5},"payload_bytes":null}`,
+		},
+		{
+			"what is left of elements",
+			RouteConfig{Each: "$", Payload: "rest", Columns: "v=@.v"},
+			"a", `[{"v":1,"x":2},{"v":3},{"x":4}]`,
+			`…"v":1,"payload":{"x":2},"payload_bytes":null}` + "\n" + `…"v":3,"payload":null,"payload_bytes":null}` + "\n" + `…"v":null,"payload":{"x":4},"payload_bytes":null}`,
+		},
 		{"one bad element spoils all", RouteConfig{Each: "$", Columns: "v:int4=@.v"}, "a", `[{"v":1},{"v":"x"}]`, `invalid_value: element 1: column v:int4 = @.v: "x" is no number`},
 		{"no elements", RouteConfig{Each: "$.r"}, "a", `{"r":[]}`, `skip no_rows`},
 		{"elements of no array", RouteConfig{Each: "$.r"}, "a", `{"r":{}}`, `invalid_each: EACH = $.r selects no array: {}`},
@@ -138,8 +171,12 @@ func TestMap(t *testing.T) {
 		{"too many elements", RouteConfig{Each: "$", Payload: "drop"}, "a", "[" + strings.Repeat("0,", 65536) + "0]", `invalid_each: EACH = $ selects more than 65536 elements`},
 
 		{"an empty payload", RouteConfig{}, "a", ``, `skip empty`},
-		{"an empty payload that counts", RouteConfig{OnEmpty: "store", Time: "$.ts", Columns: "a=$.a, b=topic, c=payload"}, "x/y", ``,
-			`{"device_id":"y","time":"2026-07-08T09:10:11.121314Z",…"topic":"x/y","a":null,"b":"x/y","c":null,"payload":null,"payload_bytes":"\\x"}`},
+		{
+			"an empty payload that counts",
+			RouteConfig{OnEmpty: "store", Time: "$.ts", Columns: "a=$.a, b=topic, c=payload"},
+			"x/y", ``,
+			`{"device_id":"y","time":"2026-07-08T09:10:11.121314Z",…"topic":"x/y","a":null,"b":"x/y","c":null,"payload":null,"payload_bytes":"\\x"}`,
+		},
 		{"an empty text", RouteConfig{OnEmpty: "store", Format: "text", Columns: "a:float8=payload"}, "x/y", ``, `…"a":null,"payload_bytes":"\\x"}`},
 		{"an empty payload with elements and a key", RouteConfig{OnEmpty: "store", Payload: "drop", Each: "$.r", Key: "@.id", Columns: "a=@.a"}, "x/y", ``, `…"a":null}`},
 		{"an empty payload without its device", RouteConfig{OnEmpty: "store", Device: "$.id"}, "x/y", ``, `invalid_device: DEVICE = $.id: selects nothing`},
@@ -322,8 +359,10 @@ func FuzzMap(f *testing.F) {
 }
 
 func BenchmarkMapJSON(b *testing.B) {
-	r := mustCompile(b, RouteConfig{Name: "telemetry", Topic: "devices/{device_id}/telemetry", Time: "$.ts", Payload: "drop",
-		Columns: "temperature:float8=$.temperature, humidity:float8=$.humidity, battery:int4=$.battery, status:text=$.status"})
+	r := mustCompile(b, RouteConfig{
+		Name: "telemetry", Topic: "devices/{device_id}/telemetry", Time: "$.ts", Payload: "drop",
+		Columns: "temperature:float8=$.temperature, humidity:float8=$.humidity, battery:int4=$.battery, status:text=$.status",
+	})
 	m := message("devices/d1/telemetry", `{"id":"01234567-89ab-cdef-0123-456789abcdef","ts":"2026-01-02T03:04:05.678Z","temperature":21.53,"humidity":40.1,"battery":87,"status":"ok"}`)
 	b.ReportAllocs()
 	var out []Outcome

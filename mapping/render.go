@@ -203,7 +203,9 @@ func appendJSONText(out []byte, s string) []byte {
 	var b strings.Builder
 	e := json.NewEncoder(&b)
 	e.SetEscapeHTML(false) // people read it, no browser does
-	_ = e.Encode(s)        // a string always encodes
+	if err := e.Encode(s); err != nil {
+		return append(out, "null"...) // never: a string always encodes
+	}
 	return append(out, strings.TrimSuffix(b.String(), "\n")...)
 }
 

@@ -2,6 +2,7 @@ package mapping
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -107,13 +108,8 @@ func parseType(text string) (columnType, error) {
 
 func lookUpType(name string) (columnType, bool) {
 	for base, b := range baseTypes {
-		if b.name == name {
+		if b.name == name || slices.Contains(b.aliases, name) {
 			return plain(baseType(base)), true
-		}
-		for _, alias := range b.aliases {
-			if alias == name {
-				return plain(baseType(base)), true
-			}
 		}
 	}
 	return columnType{}, false
