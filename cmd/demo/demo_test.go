@@ -403,9 +403,9 @@ func TestUseDatabaseLeavesNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer observer.close(ctx)
+		defer observer.close()
 		var text string
-		if err := observer.conn.QueryRow(ctx, sql).Scan(&text); err != nil {
+		if err := observer.pool.QueryRow(ctx, sql).Scan(&text); err != nil {
 			t.Fatal(err)
 		}
 		return text

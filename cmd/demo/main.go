@@ -140,7 +140,7 @@ func realMain(ctx context.Context, out io.Writer, o options, undo *cleanup) erro
 	if err != nil {
 		return err
 	}
-	defer observer.close(context.WithoutCancel(ctx))
+	defer observer.close()
 
 	err = watch(ctx, out, o, bridge, fleet, observer)
 	stopFleet()

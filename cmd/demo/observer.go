@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 )
@@ -53,18 +54,18 @@ type deadLetter struct{ route, reason, detail string }
 type observer struct {
 	url    string
 	schema string
-	conn   *pgx.Conn
+	pool   *pgxpool.Pool // not one connection: the reports go on after an outage
 }
 
 func newObserver(ctx context.Context, url string, db *database) (*observer, error) {
-	conn, err := pgx.Connect(ctx, db.url)
+	pool, err := pgxpool.New(ctx, db.url)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the database: %w", err)
 	}
-	return &observer{url: url, schema: db.schema, conn: conn}, nil
+	return &observer{url: url, schema: db.schema, pool: pool}, nil
 }
 
-func (o *observer) close(ctx context.Context) { _ = o.conn.Close(ctx) } // it only read
+func (o *observer) close() { o.pool.Close() }
 
 func (o *observer) look(ctx context.Context) (view, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
@@ -171,7 +172,7 @@ func (o *observer) stored(ctx context.Context) (map[string]storage, error) {
 	for _, route := range routeNames {
 		var s storage
 		sql := "select (select count(*) from " + pgx.Identifier{route}.Sanitize() + "), (select count(*) from " + letters + " where route = $1)"
-		if err := o.conn.QueryRow(ctx, sql, route).Scan(&s.rows, &s.deadLetters); err != nil {
+		if err := o.pool.QueryRow(ctx, sql, route).Scan(&s.rows, &s.deadLetters); err != nil {
 			return nil, fmt.Errorf("count the rows of %s: %w", route, err)
 		}
 		all[route] = s
@@ -195,7 +196,7 @@ select device_id, text, extract(epoch from now() - received_at)::float8 from (
 ) as newest order by device_id`
 
 func (o *observer) latestValues(ctx context.Context) ([]latest, error) {
-	rows, err := o.conn.Query(ctx, latestSQL)
+	rows, err := o.pool.Query(ctx, latestSQL)
 	if err != nil {
 		return nil, fmt.Errorf("read the latest values: %w", err)
 	}
@@ -213,7 +214,7 @@ func (o *observer) latestValues(ctx context.Context) ([]latest, error) {
 }
 
 func (o *observer) deadLetters(ctx context.Context) ([]deadLetter, error) {
-	rows, err := o.conn.Query(ctx, "select route, reason, detail from "+
+	rows, err := o.pool.Query(ctx, "select route, reason, detail from "+
 		pgx.Identifier{o.schema, "dead_letters"}.Sanitize()+" order by received_at desc limit 3")
 	if err != nil {
 		return nil, fmt.Errorf("read the dead letters: %w", err)
