@@ -3,14 +3,37 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
 
+	"github.com/mqttpg/bridge/integration/localpg"
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// server is the PostgreSQL that all tests share; each makes a database of its own.
+var server *localpg.Server
+
+func TestMain(m *testing.M) { os.Exit(withServer(m)) }
+
+func withServer(m *testing.M) int {
+	var err error
+	server, err = localpg.Start(context.Background(), localpg.Config{Settings: map[string]string{"fsync": "off", "shared_buffers": "16MB"}})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bridge: tests need PostgreSQL:", err)
+		return 1
+	}
+	code := m.Run()
+	if err := server.Stop(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	if err := goleak.Find(); err != nil && code == 0 {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return code
+}
 
 // environment makes the process's environment hold no variable of the bridge but those given, as
 // "NAME=value", until the test ends.
@@ -97,4 +120,19 @@ func TestHelpIsTheListOfCommands(t *testing.T) {
 			t.Errorf("help lacks %s:\n%s", name, help)
 		}
 	}
+}
+
+// localpgStart starts a server that the test may stop and pause.
+func localpgStart(t *testing.T) (*localpg.Server, error) {
+	t.Helper()
+	own, err := localpg.Start(context.Background(), localpg.Config{Settings: map[string]string{"fsync": "off", "shared_buffers": "16MB"}})
+	if err == nil {
+		t.Cleanup(func() {
+			_ = own.Resume()
+			if err := own.Stop(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	return own, err
 }

@@ -157,30 +157,17 @@ func (s *service) run(ctx context.Context) error {
 
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	beside, leave := context.WithCancel(context.WithoutCancel(ctx))
-	defer leave()
-	var tasks sync.WaitGroup
-	tasks.Go(func() {
-		if err := s.healthServer().Serve(beside, listener); err != nil {
-			stop(err) // without it nobody can tell how the bridge is
-		}
-	})
-	tasks.Go(func() { s.monitor.Run(beside) })
-
-	work := make(chan struct{})
+	ended := make(chan struct{})
 	go func() {
-		defer close(work)
-		s.work(ctx, beside)
+		defer close(ended)
+		s.serve(ctx, stop, listener)
 	}()
 	select {
-	case <-work:
+	case <-ended:
 	case <-s.overdue(ctx):
-		// What still waits for the database or the broker ends with the process.
+		// The rest waits for a database or a broker that does not answer, and ends with the process.
 		return errors.New("shutdown took longer than BRIDGE_SHUTDOWN_TIMEOUT: what is not committed stays with the broker")
 	}
-	leave()
-	tasks.Wait()
-	s.pool.Close()
 	err = context.Cause(ctx)
 	if errors.Is(err, context.Canceled) {
 		err = nil // the signal
@@ -188,6 +175,23 @@ func (s *service) run(ctx context.Context) error {
 	err = errors.Join(append(s.unclean, err)...)
 	s.log.Info("bridge has stopped", zap.Bool("clean", err == nil))
 	return err
+}
+
+// serve does everything until ctx is done and the sessions are drained. It calls stop when it cannot
+// go on.
+func (s *service) serve(ctx context.Context, stop context.CancelCauseFunc, listener net.Listener) {
+	beside, leave := context.WithCancel(context.WithoutCancel(ctx))
+	var tasks sync.WaitGroup
+	tasks.Go(func() {
+		if err := s.healthServer().Serve(beside, listener); err != nil {
+			stop(err) // nobody could tell how the bridge is
+		}
+	})
+	tasks.Go(func() { s.monitor.Run(beside) })
+	s.work(ctx, beside)
+	leave()
+	tasks.Wait()
+	s.pool.Close()
 }
 
 // overdue returns a channel that closes when the time to drain is over.
@@ -212,6 +216,7 @@ func (s *service) work(ctx, beside context.Context) {
 	if !s.prepare(ctx) {
 		return
 	}
+	s.monitor.Ping(ctx) // so that the version shown is that of now
 	s.log.Info("database is prepared")
 	s.setPrepared()
 
