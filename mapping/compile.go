@@ -120,6 +120,7 @@ func (c *compiler) compile() {
 	c.time()
 	c.columns()
 	c.key()
+	r.opaque = r.format == formatJSON && r.payload == payloadKeep && !r.looksInside()
 	r.slots = r.item.number(r.document.number(0))
 	c.table()
 	c.partition()
@@ -241,6 +242,18 @@ func (c *compiler) device() {
 	if r.device.reads(sourceReceivedAt) {
 		c.fail("DEVICE", r.device.text, "a device must not be named by the time of receipt, which differs with each delivery")
 	}
+}
+
+// looksInside reports whether anything the route makes of a message depends on its payload being
+// JSON, other than the column that keeps it.
+func (r *Route) looksInside() bool {
+	expressions := append([]expression{r.device, r.time}, r.keys...)
+	for i := range r.columns {
+		expressions = append(expressions, r.columns[i].from)
+	}
+	return r.Each || slices.ContainsFunc(expressions, func(e expression) bool {
+		return e.reads(sourceDocument) || e.reads(sourceElement) || e.reads(sourcePayload)
+	})
 }
 
 // reads reports whether some term of the expression is from the source.

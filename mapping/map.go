@@ -14,9 +14,12 @@ import (
 // spare.
 const maxDevice = 1024
 
-// maxElements is the greatest number of rows one message may give through EACH. Every element
-// repeats topic and device, so that without a limit a small message could fill the memory.
-const maxElements = 65536
+// Limits of what one message may give through EACH. Every row repeats topic and device, so that
+// without them a small message could fill the memory.
+const (
+	maxElements   = 65536
+	maxEachFields = 64 << 20 // bytes of all rows' fields, unless the payload itself is longer
+)
 
 // scratch is what mapping one message needs for a moment. It is reused.
 type scratch struct {
@@ -157,7 +160,10 @@ func (s *scratch) open() problem {
 			s.checked = true
 			s.json = checkJSON(s.payload)
 		}
-		if s.json.why != "" {
+		switch {
+		case s.json.why != "" && s.route.opaque:
+			return problem{}
+		case s.json.why != "":
 			return s.json
 		}
 		s.payload = trimJSON(s.payload)
@@ -205,6 +211,10 @@ func (s *scratch) eachRow(hash [sha256.Size]byte) ([]Row, problem) {
 		}
 		rows = append(rows, row)
 		ends = append(ends, len(fields))
+		if len(fields) > max(maxEachFields, 2*len(raw)) {
+			bad = problem{ReasonInvalidEach, fmt.Sprintf("EACH = %s gives rows of more than %d bytes together", cut(s.route.eachText, 80), maxEachFields)}
+			return false
+		}
 		return true
 	})
 	if bad.why != "" {
@@ -362,6 +372,8 @@ func (s *scratch) appendPayload(fields []byte) []byte {
 	switch {
 	case !left:
 		return appendNull(appendNull(fields))
+	case s.json.why != "": // an opaque route
+		return appendText(appendNull(fields), raw)
 	case jsonbRefuses(raw) != "":
 		return appendText(appendNull(fields), raw) // nothing is lost: the bytes are kept
 	}

@@ -100,11 +100,14 @@ func TestMap(t *testing.T) {
 		{"a text payload with NUL", RouteConfig{Format: "text"}, "a", "a\x00", `invalid_utf8: the payload holds the character NUL`},
 		{"a text payload of another type", RouteConfig{Format: "text", Columns: "value:float8=payload"}, "a", "warm", `invalid_value: column value:float8 = payload: 'warm' is no number`},
 
-		{"broken JSON", RouteConfig{}, "a", `{"a":1,}`, `invalid_payload: the payload is not JSON: byte 8: invalid character '}' looking for beginning of object key string`},
-		{"JSON and more", RouteConfig{}, "a", `{} x`, `invalid_payload: the payload is not JSON: byte 4: invalid character 'x' after top-level value`},
-		{"JSON that is not UTF-8", RouteConfig{}, "a", "\"\xff\"", `invalid_utf8: the payload is not UTF-8`},
-		{"white space only", RouteConfig{}, "a", ` `, `invalid_payload: the payload is not JSON: byte 1: unexpected end of JSON input`},
-		{"too deep", RouteConfig{}, "a", deep, `invalid_payload: the payload nests deeper than 512 levels`},
+		{"broken JSON", RouteConfig{Columns: "a=$.a"}, "a", `{"a":1,}`, `invalid_payload: the payload is not JSON: byte 8: invalid character '}' looking for beginning of object key string`},
+		{"JSON and more", RouteConfig{Columns: "a=$.a"}, "a", `{} x`, `invalid_payload: the payload is not JSON: byte 4: invalid character 'x' after top-level value`},
+		{"JSON that is not UTF-8", RouteConfig{Columns: "a=$.a"}, "a", "\"\xff\"", `invalid_utf8: the payload is not UTF-8`},
+		{"white space only", RouteConfig{Columns: "a=$.a"}, "a", ` `, `invalid_payload: the payload is not JSON: byte 1: unexpected end of JSON input`},
+		{"too deep", RouteConfig{Columns: "a=$.a"}, "a", deep, `invalid_payload: the payload nests deeper than 512 levels`},
+		{"no JSON where none is asked for", RouteConfig{}, "a", "ON", `…"payload":null,"payload_bytes":"\\x4f4e"}`},
+		{"no text either", RouteConfig{}, "a", "\xff\x00", `…"payload":null,"payload_bytes":"\\xff00"}`},
+		{"no JSON to leave a rest of", RouteConfig{Payload: "rest"}, "a", "ON", `invalid_payload: the payload is not JSON: byte 1: invalid character 'O' looking for beginning of value`},
 		{"as deep as may be", RouteConfig{Payload: "drop"}, "a", deep[1:1025], `…"topic":"a"}`},
 		{"brackets in texts do not nest", RouteConfig{Payload: "drop"}, "a", `["\"` + deep + `",{"a":[]}]`, `…"topic":"a"}`},
 
@@ -168,6 +171,7 @@ func TestMap(t *testing.T) {
 		{"no elements", RouteConfig{Each: "$.r"}, "a", `{"r":[]}`, `skip no_rows`},
 		{"elements of no array", RouteConfig{Each: "$.r"}, "a", `{"r":{}}`, `invalid_each: EACH = $.r selects no array: {}`},
 		{"elements of nothing", RouteConfig{Each: "$.r"}, "a", `{}`, `invalid_each: EACH = $.r selects no array: nothing`},
+		{"too many bytes of elements", RouteConfig{Each: "$", Payload: "drop", Device: "'d'"}, strings.Repeat("t", 65535), "[" + strings.Repeat("0,", 2000) + "0]", `invalid_each: EACH = $ gives rows of more than 67108864 bytes together`},
 		{"too many elements", RouteConfig{Each: "$", Payload: "drop"}, "a", "[" + strings.Repeat("0,", 65536) + "0]", `invalid_each: EACH = $ selects more than 65536 elements`},
 
 		{"an empty payload", RouteConfig{}, "a", ``, `skip empty`},

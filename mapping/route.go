@@ -64,6 +64,7 @@ type Route struct {
 	payload       payloadMode
 	storeEmpty    bool
 	storeRetained bool
+	opaque        bool // FORMAT=json, but only kept, never looked into: what is no JSON is kept as bytes
 
 	document node  // what expressions name below $
 	item     node  // and below @
