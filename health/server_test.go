@@ -88,23 +88,33 @@ func TestReadyz(t *testing.T) {
 		{"all well", func(*Report) {}, 200, "ready\n"},
 		{"hot standby", func(r *Report) { r.Broker = nil }, 200, "ready (hot standby: this process owns no session)\n"},
 		{"a failing route does not make it unready", func(r *Report) { r.Routes["telemetry"] = Route{Failing: "no table"} }, 200, "ready\n"},
-		{"database not asked yet", func(r *Report) { r.Database = Database{State: "unknown", Prepared: true} }, 503,
-			"database: has not answered yet\n"},
-		{"database down at the start", func(r *Report) { r.Database = Database{State: "down", LastError: "connect:\n\trefused"} }, 503,
-			"database: connect: refused\nmigrations: not done yet\n"},
-		{"migrations fail", func(r *Report) { r.Database.Prepared = false; r.Database.LastError = "permission denied" }, 503,
-			"migrations: not done yet: permission denied\n"},
+		{
+			"database not asked yet", func(r *Report) { r.Database = Database{State: "unknown", Prepared: true} }, 503,
+			"database: has not answered yet\n",
+		},
+		{
+			"database down at the start", func(r *Report) { r.Database = Database{State: "down", LastError: "connect:\n\trefused"} }, 503,
+			"database: connect: refused\nmigrations: not done yet\n",
+		},
+		{
+			"migrations fail", func(r *Report) { r.Database.Prepared = false; r.Database.LastError = "permission denied" }, 503,
+			"migrations: not done yet: permission denied\n",
+		},
 		{"before the first look for sessions", func(r *Report) { r.Broker, r.Process.State = nil, Starting }, 503, "process: has not looked for sessions yet\n"},
 		{"shutting down", func(r *Report) { r.Process.State = Stopping }, 503, "process: shutting down\n"},
-		{"broker away", func(r *Report) { r.Broker[0].State, r.Broker[0].LastReason = "backoff", "connection refused" }, 503,
-			"broker bridge-0: backoff: connection refused\n"},
+		{
+			"broker away", func(r *Report) { r.Broker[0].State, r.Broker[0].LastReason = "backoff", "connection refused" }, 503,
+			"broker bridge-0: backoff: connection refused\n",
+		},
 		{"still connecting", func(r *Report) { r.Broker[0].State = "connecting" }, 503, "broker bridge-0: connecting\n"},
 		{"subscription refused", func(r *Report) {
 			r.Broker[0].State = "connected"
 			r.Broker[0].Subscriptions[0] = Subscription{Filter: "secret/#", ReasonCode: 0x87, Reason: "not authorized"}
 		}, 503, "broker bridge-0: subscription to secret/#: not authorized\n"},
-		{"one of two sessions", func(r *Report) { r.Broker = append(r.Broker, Session{ClientID: "bridge-1", State: "closed"}) }, 503,
-			"broker bridge-1: closed\n"},
+		{
+			"one of two sessions", func(r *Report) { r.Broker = append(r.Broker, Session{ClientID: "bridge-1", State: "closed"}) }, 503,
+			"broker bridge-1: closed\n",
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := healthy()
@@ -143,16 +153,25 @@ func TestHealthStatus(t *testing.T) {
 		{"quiet topic, but the broker answers pings", func(r *Report) {
 			r.Broker[0].LastReceived = Instant{time.Now().Add(-40 * time.Second)}
 		}, OK, []string{}},
-		{"old delivery and full budget", func(r *Report) { r.Broker[0].OldestUnacknowledgedS = 61; r.Broker[0].Paused = true }, Degraded,
-			[]string{"broker bridge-0: the oldest message has waited 61s for its commit",
-				"broker bridge-0: reading is paused: BRIDGE_MAX_INFLIGHT_BYTES is used up"}},
-		{"failing route", func(r *Report) { r.Routes["a"] = Route{Failing: "permission denied"} }, Degraded,
-			[]string{"route a: permission denied"}},
+		{
+			"old delivery and full budget", func(r *Report) { r.Broker[0].OldestUnacknowledgedS = 61; r.Broker[0].Paused = true }, Degraded,
+			[]string{
+				"broker bridge-0: the oldest message has waited 61s for its commit",
+				"broker bridge-0: reading is paused: BRIDGE_MAX_INFLIGHT_BYTES is used up",
+			},
+		},
+		{
+			"failing route", func(r *Report) { r.Routes["a"] = Route{Failing: "permission denied"} }, Degraded,
+			[]string{"route a: permission denied"},
+		},
 		{"database down", func(r *Report) { r.Database.State, r.Database.LastError = "down", "refused" }, Down, []string{"database: refused"}},
 		{"commits are retried", func(r *Report) { r.Database.LastError = "disk full" }, Degraded, []string{"database: disk full"}},
 		{"no session connected", func(r *Report) { r.Broker[0].State = "backoff" }, Down, []string{"broker bridge-0: backoff"}},
-		{"one of two sessions connected", func(r *Report) { r.Broker = append(r.Broker, Session{ClientID: "bridge-1", State: "backoff"}) },
-			Degraded, []string{"broker bridge-1: backoff"}},
+		{
+			"one of two sessions connected", func(r *Report) { r.Broker = append(r.Broker, Session{ClientID: "bridge-1", State: "backoff"}) },
+			Degraded,
+			[]string{"broker bridge-1: backoff"},
+		},
 		{"stopping", func(r *Report) { r.Process.State = Stopping }, Degraded, []string{"process: shutting down"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -275,8 +294,8 @@ func TestPage(t *testing.T) {
 		"p.": reflect.TypeFor[Process](), "p.memory.": reflect.TypeFor[Memory](), "r.": reflect.TypeFor[Report](),
 	} {
 		have := map[string]bool{}
-		for i := range typ.NumField() {
-			have[typ.Field(i).Tag.Get("json")] = true
+		for field := range typ.Fields() {
+			have[field.Tag.Get("json")] = true
 		}
 		for _, name := range usesOf(text, of) {
 			if !have[name] {

@@ -69,11 +69,11 @@ type finding struct {
 // findings collects what one side said.
 type findings []finding
 
-func (f *findings) note(format string, args ...any) {
+func (f *findings) notef(format string, args ...any) {
 	*f = append(*f, finding{text: fmt.Sprintf(format, args...)})
 }
 
-func (f *findings) fail(format string, args ...any) {
+func (f *findings) failf(format string, args ...any) {
 	*f = append(*f, finding{text: fmt.Sprintf(format, args...), failed: true})
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
@@ -30,7 +31,7 @@ func TestCheck(t *testing.T) {
 
 func TestCheckConnect(t *testing.T) {
 	b, url := startBroker(t), database(t)
-	settings := append(telemetry, "BRIDGE_MQTT_URLS=mqtt://127.0.0.1:1,"+b.url, "BRIDGE_DATABASE_URL="+url)
+	settings := slices.Concat(telemetry, []string{"BRIDGE_MQTT_URLS=mqtt://127.0.0.1:1," + b.url, "BRIDGE_DATABASE_URL=" + url})
 	check := func(t *testing.T, code int, out, err []string, extra ...string) {
 		t.Helper()
 		environment(t, append(settings, extra...)...)

@@ -29,7 +29,7 @@ func (cfg *config) checkBroker(ctx context.Context) findings {
 	mqtt.Deliver = func(_ context.Context, d *ingest.Delivery) { mqtt.Budget.Release(int64(d.Size)) }
 	session, err := ingest.New(mqtt, id)
 	if err != nil {
-		found.fail("%v", err)
+		found.failf("%v", err)
 		return found
 	}
 	ctx, cancel := context.WithTimeout(ctx, brokerTimeout)
@@ -42,7 +42,7 @@ func (cfg *config) checkBroker(ctx context.Context) findings {
 	}()
 	st := awaitSubscriptions(ctx, session, len(mqtt.URLs))
 	if err := session.Close(ctx); err != nil {
-		found.note("disconnecting: %v", err)
+		found.notef("disconnecting: %v", err)
 	}
 	cut()
 	<-done
@@ -52,19 +52,19 @@ func (cfg *config) checkBroker(ctx context.Context) findings {
 		if reason == "" {
 			reason = "no answer within " + brokerTimeout.String()
 		}
-		found.fail("%s: %s", strings.Join(cfg.brokers(), ", "), reason)
+		found.failf("%s: %s", strings.Join(cfg.brokers(), ", "), reason)
 		return found
 	}
 	g := st.Granted
-	found.note("connected to %s as %s", st.URL, id)
-	found.note("granted: QoS up to %d, keep alive %s, receive maximum %d, wildcards %t, shared subscriptions %t, retain %t",
+	found.notef("connected to %s as %s", st.URL, id)
+	found.notef("granted: QoS up to %d, keep alive %s, receive maximum %d, wildcards %t, shared subscriptions %t, retain %t",
 		g.MaximumQoS, st.KeepAliveEffective, g.ReceiveMaximum, g.WildcardSubs, g.SharedSubs, g.Retain)
 	for _, sub := range st.Subscriptions {
 		filter := strings.Replace(sub.Filter, id, cfg.MQTT.ShareName.value, 1)
 		if sub.OK {
-			found.note("subscription to %s is granted", filter)
+			found.notef("subscription to %s is granted", filter)
 		} else {
-			found.fail("subscription to %s: %s", filter, sub.Text)
+			found.failf("subscription to %s: %s", filter, sub.Text)
 		}
 	}
 	return found

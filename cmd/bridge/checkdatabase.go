@@ -20,7 +20,7 @@ func (cfg *config) checkDatabase(ctx context.Context) findings {
 	defer cancel()
 	conn, err := cfg.connect(ctx)
 	if err != nil {
-		found.fail("%v", err)
+		found.failf("%v", err)
 		return found
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
@@ -31,17 +31,17 @@ func (cfg *config) checkDatabase(ctx context.Context) findings {
 		current_setting('transaction_read_only') = 'on', has_database_privilege(current_database(), 'create')`).
 		Scan(&version, &user, &database, &readOnly, &mayCreate)
 	if err != nil {
-		found.fail("ask for version and privileges: %v", err)
+		found.failf("ask for version and privileges: %v", err)
 		return found
 	}
-	found.note("PostgreSQL %s, database %s, user %s", version, database, user)
+	found.notef("PostgreSQL %s, database %s, user %s", version, database, user)
 	if readOnly {
-		found.fail("the server takes no writes: it is a standby, or default_transaction_read_only is on")
+		found.failf("the server takes no writes: it is a standby, or default_transaction_read_only is on")
 	}
 	cfg.checkSchema(ctx, conn, mayCreate, &found)
 	for _, route := range cfg.routes.All() {
 		if err := checkTable(ctx, conn, route, &found); err != nil {
-			found.fail("route %s: %v", route.Name, err)
+			found.failf("route %s: %v", route.Name, err)
 		}
 	}
 	return found
@@ -52,7 +52,7 @@ func (cfg *config) checkSchema(ctx context.Context, conn *pgx.Conn, mayCreate bo
 	schema := cfg.Schema.value
 	all, err := migrations.List(ctx, conn, schema)
 	if err != nil {
-		found.fail("migrations: %v", err)
+		found.failf("migrations: %v", err)
 		return
 	}
 	pending := 0
@@ -63,16 +63,16 @@ func (cfg *config) checkSchema(ctx context.Context, conn *pgx.Conn, mayCreate bo
 	}
 	var exists bool
 	if err := conn.QueryRow(ctx, `select exists (select from pg_catalog.pg_namespace where nspname = $1)`, schema).Scan(&exists); err != nil {
-		found.fail("schema %s: %v", schema, err)
+		found.failf("schema %s: %v", schema, err)
 		return
 	}
 	switch {
 	case pending > 0 && !exists && !mayCreate:
-		found.fail("schema %s does not exist and this user may not create it: grant create on database, or create the schema for it", schema)
+		found.failf("schema %s does not exist and this user may not create it: grant create on database, or create the schema for it", schema)
 	case pending > 0 && cfg.Migrate.value == "off":
-		found.fail("migrations: %d of %d are pending and BRIDGE_MIGRATE is off: run bridge migrate", pending, len(all))
+		found.failf("migrations: %d of %d are pending and BRIDGE_MIGRATE is off: run bridge migrate", pending, len(all))
 	default:
-		found.note("schema %s: %d migrations, %d pending", schema, len(all), pending)
+		found.notef("schema %s: %d migrations, %d pending", schema, len(all), pending)
 	}
 }
 
@@ -88,7 +88,7 @@ func checkTable(ctx context.Context, conn *pgx.Conn, route *mapping.Route, found
 		return fmt.Errorf("look for table %s: %w", tableName(table), err)
 	}
 	if oid == nil {
-		found.note("route %s: table %s does not exist yet and will be created", route.Name, tableName(table))
+		found.notef("route %s: table %s does not exist yet and will be created", route.Name, tableName(table))
 		return nil
 	}
 	rows, err := conn.Query(ctx, `select attname::text, atttypid::oid, format_type(atttypid, atttypmod) from pg_catalog.pg_attribute
@@ -110,10 +110,10 @@ func checkTable(ctx context.Context, conn *pgx.Conn, route *mapping.Route, found
 	for _, want := range table.Columns {
 		switch is, there := have[want.Name]; {
 		case !there:
-			found.note("route %s: column %s %s is missing in table %s and will be added", route.Name, want.Name, want.Type, tableName(table))
+			found.notef("route %s: column %s %s is missing in table %s and will be added", route.Name, want.Name, want.Type, tableName(table))
 		case is.oid != want.OID:
 			fits = false
-			found.fail("route %s: column %s of table %s is %s, the route needs %s; the bridge alters no column", route.Name, want.Name, tableName(table), is.name, want.Type)
+			found.failf("route %s: column %s of table %s is %s, the route needs %s; the bridge alters no column", route.Name, want.Name, tableName(table), is.name, want.Type)
 		}
 	}
 	var mayInsert bool
@@ -122,10 +122,10 @@ func checkTable(ctx context.Context, conn *pgx.Conn, route *mapping.Route, found
 	}
 	if !mayInsert {
 		fits = false
-		found.fail("route %s: this user may not insert into table %s", route.Name, tableName(table))
+		found.failf("route %s: this user may not insert into table %s", route.Name, tableName(table))
 	}
 	if fits {
-		found.note("route %s: table %s fits", route.Name, tableName(table))
+		found.notef("route %s: table %s fits", route.Name, tableName(table))
 	}
 	return nil
 }

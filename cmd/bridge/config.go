@@ -109,7 +109,7 @@ type routeConfig struct {
 	ProtoMessage string `split_words:"true" type:"name" desc:"message name, for FORMAT=protobuf"`
 }
 
-// loadConfig reads the environment. Its error is a problems with every mistake there is.
+// loadConfig reads the environment. Its error is a *problems with every mistake there is.
 func loadConfig() (*config, error) {
 	cfg := &config{}
 	var found problems
@@ -133,7 +133,7 @@ func loadConfig() (*config, error) {
 	cfg.loadRoutes(&found, known)
 	found.addUnknown(os.Environ(), known, cfg.Routes.value)
 	if len(found) > 0 {
-		return nil, found
+		return nil, &found
 	}
 	return cfg, nil
 }

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -62,7 +63,7 @@ func secret(variable string, value, file text, report reporter) string {
 // readSecret reads a file that holds a secret; the line break that editors leave at its end is not
 // part of it.
 func readSecret(path string) (string, error) {
-	b, err := os.ReadFile(path)
+	b, err := os.ReadFile(path) //nolint:gosec // the operator names the file
 	if err != nil {
 		return "", err // names the operation and the file
 	}
@@ -74,7 +75,7 @@ func readSecret(path string) (string, error) {
 func (cfg *config) validateTLS(report reporter) {
 	m := &cfg.MQTT
 	if path := m.CAFile.value; path != "" {
-		if pem, err := os.ReadFile(path); err != nil {
+		if pem, err := os.ReadFile(path); err != nil { //nolint:gosec // the operator names the file
 			report("BRIDGE_MQTT_CA_FILE", m.CAFile.text, "expected a readable file: "+cause(err))
 		} else if !x509.NewCertPool().AppendCertsFromPEM(pem) {
 			report("BRIDGE_MQTT_CA_FILE", m.CAFile.text, "expected certificates in PEM form")
@@ -96,7 +97,7 @@ func (cfg *config) validateTLS(report reporter) {
 	}
 	usesTLS := false
 	for _, u := range m.URLs.value {
-		usesTLS = usesTLS || oneOf(strings.ToLower(u.Scheme), []string{"mqtts", "wss", "ssl", "tls"})
+		usesTLS = usesTLS || slices.Contains([]string{"mqtts", "wss", "ssl", "tls"}, strings.ToLower(u.Scheme))
 	}
 	if files := m.CAFile.value + m.CertFile.value + m.ServerName.value; files != "" && !usesTLS && m.URLs.mistake == "" {
 		cfg.warnings = append(cfg.warnings, "TLS is configured, but no URL of BRIDGE_MQTT_URLS uses it (mqtts or wss)")
@@ -133,7 +134,7 @@ func (cfg *config) validateDatabase(report reporter) {
 	}
 	if !strings.Contains(dsn, "pool_max_conns") {
 		// A writer for each session that may be owned, and leases, maintenance, monitor and one spare.
-		pool.MaxConns = max(pool.MaxConns, int32(cfg.MQTT.Sessions.value)+4) //nolint:gosec // at most 1000 sessions
+		pool.MaxConns = max(pool.MaxConns, int32(cfg.MQTT.Sessions.value)+4)
 	}
 	if path := d.URLFile.value; path != "" {
 		pool.BeforeConnect = func(_ context.Context, c *pgx.ConnConfig) error { return rotate(c, path) }
@@ -149,7 +150,7 @@ func rotate(c *pgx.ConnConfig, path string) error {
 	}
 	fresh, err := pgconn.ParseConfig(dsn)
 	if err != nil {
-		return fmt.Errorf("parse the connection string in %s%s", path, dsnFault(dsn, err)) //nolint:errorlint // the error may quote the password
+		return fmt.Errorf("parse the connection string in %s%s", path, dsnFault(dsn, err))
 	}
 	c.User, c.Password = fresh.User, fresh.Password
 	return nil

@@ -76,11 +76,11 @@ func realMain(ctx context.Context, args []string, std streams) int {
 	if len(args) > 0 {
 		name, args = args[0], args[1:]
 	}
-	if oneOf(name, []string{"-h", "-help", "--help"}) {
+	if slices.Contains([]string{"-h", "-help", "--help"}, name) {
 		name = "help"
 	}
 	err := dispatch(ctx, name, args, std)
-	wrong, found := usageError{}, problems(nil)
+	wrong, found := usageError{}, (*problems)(nil)
 	switch {
 	case err == nil, errors.Is(err, flag.ErrHelp):
 		return exitOK
@@ -106,7 +106,7 @@ func dispatch(ctx context.Context, name string, args []string, std streams) erro
 	if i := slices.IndexFunc(all, func(c command) bool { return c.name == name }); i >= 0 {
 		return all[i].run(ctx, args, std)
 	}
-	if oneOf(name, planned) {
+	if slices.Contains(planned, name) {
 		return usageError{name + " is not in this version"}
 	}
 	return usageError{fmt.Sprintf("no command %q; see bridge help", name)}
@@ -123,7 +123,7 @@ func parse(flags *flag.FlagSet, args []string, std streams, words ...string) (st
 		return "", flag.ErrHelp // printed; no failure
 	case err != nil:
 		return "", usageError{} // the flag set has printed it
-	case word != "" && !oneOf(word, words):
+	case word != "" && !slices.Contains(words, word):
 		return "", usageError{fmt.Sprintf("%s: unexpected argument %q", flags.Name(), word)}
 	case word == "":
 		return "", nil

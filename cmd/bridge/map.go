@@ -53,7 +53,7 @@ func readPayload(path string, stdin io.Reader) ([]byte, error) {
 	if path == "" {
 		return nil, nil
 	}
-	read := func() ([]byte, error) { return os.ReadFile(path) }
+	read := func() ([]byte, error) { return os.ReadFile(path) } //nolint:gosec // the operator names the file
 	if path == "-" {
 		read = func() ([]byte, error) { return io.ReadAll(stdin) }
 	}

@@ -36,14 +36,20 @@ func TestMap(t *testing.T) {
 		stdout string
 		stderr string
 	}{
-		{"a row", "--topic devices/a/telemetry --payload " + payload + " --user-property site=north --content-type application/json --qos 2", "", 0,
-			`{"route":"telemetry","table":"history.telemetry","row":{"device_id":"a","time":"2026-01-02T03:04:05.000000Z","message_id":"019b7ca9-8c88-877f-a128-12921e06ab36","received_at":"NOW","topic":"devices/a/telemetry","t":20.5,"big":9223372036854775807,"site":"north","kind":"application/json","q":2}}` + "\n", ""},
-		{"several rows of one route", "--topic devices/a/events --payload -", `{"list":[{"n":1},{"n":2}]}`, 0,
+		{
+			"a row", "--topic devices/a/telemetry --payload " + payload + " --user-property site=north --content-type application/json --qos 2", "", 0,
+			`{"route":"telemetry","table":"history.telemetry","row":{"device_id":"a","time":"2026-01-02T03:04:05.000000Z","message_id":"019b7ca9-8c88-877f-a128-12921e06ab36","received_at":"NOW","topic":"devices/a/telemetry","t":20.5,"big":9223372036854775807,"site":"north","kind":"application/json","q":2}}` + "\n", "",
+		},
+		{
+			"several rows of one route", "--topic devices/a/events --payload -", `{"list":[{"n":1},{"n":2}]}`, 0,
 			`{"route":"events","table":"events","row":{"device_id":"fixed","time":"NOW","message_id":"ID","received_at":"NOW","topic":"devices/a/events","n":1}}` + "\n" +
-				`{"route":"events","table":"events","row":{"device_id":"fixed","time":"NOW","message_id":"ID","received_at":"NOW","topic":"devices/a/events","n":2}}` + "\n", ""},
-		{"one route takes it, the other rejects it", "--topic devices/a/raw --payload -", "\xff<&>", 1,
+				`{"route":"events","table":"events","row":{"device_id":"fixed","time":"NOW","message_id":"ID","received_at":"NOW","topic":"devices/a/events","n":2}}` + "\n", "",
+		},
+		{
+			"one route takes it, the other rejects it", "--topic devices/a/raw --payload -", "\xff<&>", 1,
 			`{"route":"raw","table":"raw","row":{"device_id":"a","time":"NOW","message_id":"ID","received_at":"NOW","topic":"devices/a/raw","payload_bytes":"\\xff3c263e"}}` + "\n",
-			"bridge: route events: dead letter with reason invalid_"},
+			"bridge: route events: dead letter with reason invalid_",
+		},
 		{"rejected", "--topic devices/a/telemetry --payload -", `{"ts":"yesterday"}`, 1, "", "bridge: route telemetry: dead letter with reason invalid_time: "},
 		{"empty", "--topic devices/a/telemetry", "", 0, "", "bridge: route telemetry: skipped: empty\n"},
 		{"retained", "--topic devices/a/telemetry --retain --payload -", "{}", 0, "", "bridge: route telemetry: skipped: retained\n"},

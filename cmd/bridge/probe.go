@@ -70,7 +70,7 @@ func probeURL(given string) (string, error) {
 	}
 	host, port, err := net.SplitHostPort(cfg.Addr.value)
 	if err != nil || !validAddress(cfg.Addr.value) || port == "0" {
-		return "", problems{problem{"BRIDGE_HTTP_ADDR", cfg.Addr.text, "expected host:port or :port with a fixed port, such as :8080"}}
+		return "", &problems{{"BRIDGE_HTTP_ADDR", cfg.Addr.text, "expected host:port or :port with a fixed port, such as :8080"}}
 	}
 	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
 		host = "localhost"

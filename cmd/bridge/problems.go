@@ -31,10 +31,10 @@ func (p problem) String() string {
 // problems are all mistakes of an environment, one line each.
 type problems []problem
 
-func (p problems) Error() string {
-	lines := make([]string, len(p))
-	for i := range p {
-		lines[i] = p[i].String()
+func (p *problems) Error() string {
+	lines := make([]string, len(*p))
+	for i, one := range *p {
+		lines[i] = one.String()
 	}
 	return strings.Join(lines, "\n")
 }

@@ -30,7 +30,7 @@ func runCommand(ctx context.Context, args []string, std streams) error {
 	if err != nil {
 		return err
 	}
-	s, err := newService(cfg, newLogger(cfg.Log, std.err))
+	s, err := newService(ctx, cfg, newLogger(cfg.Log, std.err))
 	if err != nil {
 		return err
 	}
@@ -81,9 +81,9 @@ type service struct {
 	unclean   []error // ends of sessions that may lead to redelivery
 }
 
-func newService(cfg *config, log *zap.Logger) (*service, error) {
-	// The pool belongs to no context: it is used until the last session is drained.
-	pool, err := pgxpool.NewWithConfig(context.Background(), cfg.pool)
+func newService(ctx context.Context, cfg *config, log *zap.Logger) (*service, error) {
+	// The pool does not end with ctx: it is used until the last session is drained.
+	pool, err := pgxpool.NewWithConfig(context.WithoutCancel(ctx), cfg.pool)
 	if err != nil {
 		return nil, fmt.Errorf("make the connection pool: %w", err)
 	}
@@ -231,12 +231,12 @@ func (s *service) work(ctx, beside context.Context) {
 }
 
 // The pauses between attempts to prepare the database.
-const prepareWaitMin, prepareWaitMax = time.Second, 15 * time.Second
+const leastPrepareWait, mostPrepareWait = time.Second, 15 * time.Second
 
 // prepare applies migrations and makes the tables. It tries until it succeeds, because a database
 // that comes up after the bridge is the normal case in a cluster; false: ctx ended first.
 func (s *service) prepare(ctx context.Context) bool {
-	for wait := prepareWaitMin; ; wait = min(2*wait, prepareWaitMax) {
+	for wait := leastPrepareWait; ; wait = min(2*wait, mostPrepareWait) {
 		err := s.prepareOnce(ctx)
 		if err == nil {
 			return true
@@ -248,7 +248,7 @@ func (s *service) prepare(ctx context.Context) bool {
 		s.mu.Lock()
 		s.trouble = err.Error()
 		s.mu.Unlock()
-		pause := time.NewTimer(wait/2 + mathrand.N(wait/2))
+		pause := time.NewTimer(wait/2 + mathrand.N(wait/2)) //nolint:gosec // replicas must not knock in step; nothing is secret
 		select {
 		case <-ctx.Done():
 			pause.Stop()

@@ -6,10 +6,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"log/slog"
+	"log/slog" //nolint:depguard // the embedded broker takes no other logger
 	"net"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -300,7 +301,7 @@ func TestStopWithoutDatabase(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	settings := append(telemetry, "BRIDGE_MQTT_URLS="+b.url, "BRIDGE_DATABASE_URL="+own.URL("postgres"), "BRIDGE_SHUTDOWN_TIMEOUT=1s")
+	settings := slices.Concat(telemetry, []string{"BRIDGE_MQTT_URLS=" + b.url, "BRIDGE_DATABASE_URL=" + own.URL("postgres"), "BRIDGE_SHUTDOWN_TIMEOUT=1s"})
 	environment(t, settings...)
 	r := start(t)
 	r.awaitReady()

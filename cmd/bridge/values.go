@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -24,7 +25,9 @@ type format[T any] interface {
 	parse(text string) (T, error) // the error says what was expected
 }
 
-// Decode implements envconfig.Decoder.
+// Decode implements envconfig.Decoder. It never fails: see setting.
+//
+//nolint:unparam // the interface wants an error
 func (s *setting[T, F]) Decode(text string) error {
 	var how F
 	value, err := how.parse(strings.TrimSpace(text))
@@ -163,7 +166,7 @@ func (addressesFormat) parse(text string) ([]*url.URL, error) {
 		switch {
 		case err != nil || u.Host == "" || u.Hostname() == "":
 			return nil, fmt.Errorf("expected URLs such as mqtt://broker:1883; number %d is none", len(list)+1)
-		case !oneOf(strings.ToLower(u.Scheme), schemes):
+		case !slices.Contains(schemes, strings.ToLower(u.Scheme)):
 			return nil, fmt.Errorf("expected a URL with one of the schemes %s; number %d has %q", strings.Join(schemes, ", "), len(list)+1, u.Scheme)
 		}
 		if port := u.Port(); port != "" {
@@ -177,13 +180,4 @@ func (addressesFormat) parse(text string) ([]*url.URL, error) {
 		return nil, errors.New("expected at least one URL such as mqtt://broker:1883")
 	}
 	return list, nil
-}
-
-func oneOf(s string, list []string) bool {
-	for _, one := range list {
-		if s == one {
-			return true
-		}
-	}
-	return false
 }

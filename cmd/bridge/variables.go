@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"reflect"
+	"slices"
 	"strings"
 	"text/template"
 
@@ -22,7 +23,7 @@ type variable struct {
 func variablesOf(prefix string, spec any) []variable {
 	var list []variable
 	visit := func(name string, field reflect.Value, tags reflect.StructTag) string {
-		setting, _ := field.Addr().Interface().(described)
+		setting, _ := reflect.TypeAssert[described](field.Addr())
 		list = append(list, variable{name, setting, tags})
 		return ""
 	}
@@ -37,7 +38,7 @@ func variablesOf(prefix string, spec any) []variable {
 // mistake says what was expected instead of the value; empty when the value is fine.
 func (v variable) mistake() string {
 	_, text, mistake := v.setting.described()
-	if values := v.tags.Get("oneof"); mistake == "" && values != "" && !oneOf(strings.TrimSpace(text), strings.Fields(values)) {
+	if values := v.tags.Get("oneof"); mistake == "" && values != "" && !slices.Contains(strings.Fields(values), strings.TrimSpace(text)) {
 		return "expected one of " + strings.Join(strings.Fields(values), ", ")
 	}
 	return mistake
