@@ -15,7 +15,15 @@ import (
 // server is the PostgreSQL that all tests share; each makes a database of its own.
 var server *localpg.Server
 
-func TestMain(m *testing.M) { os.Exit(withServer(m)) }
+// asProgram makes the test binary be the program itself, for tests that need a process.
+const asProgram = "TEST_AS_PROGRAM"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asProgram) != "" {
+		main()
+	}
+	os.Exit(withServer(m))
+}
 
 func withServer(m *testing.M) int {
 	var err error

@@ -4,15 +4,19 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog" //nolint:depguard // the embedded broker takes no other logger
 	"net"
 	"net/http"
+	"os"
+	"os/exec"
 	"regexp"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -331,6 +335,44 @@ func TestStopWithoutDatabase(t *testing.T) {
 	if code := r.end(); code != exitOK {
 		t.Errorf("exit code of the second run: %d", code)
 	}
+}
+
+// TestSecondSignal: the first signal drains, which takes long without a database; the second does not
+// wait for that.
+func TestSecondSignal(t *testing.T) {
+	b := startBroker(t)
+	own, err := localpgStart(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	environment(t, slices.Concat(telemetry, []string{"BRIDGE_MQTT_URLS=" + b.url, "BRIDGE_DATABASE_URL=" + own.URL("postgres"), asProgram + "=yes"})...)
+	said := &output{}
+	process := exec.Command(os.Args[0])
+	process.Stdout, process.Stderr = said, said
+	if err := process.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = process.Process.Kill() })
+	await := func(text string) {
+		eventually(t, "the bridge says "+text, func() (bool, string) { return strings.Contains(said.String(), text), said.String() })
+	}
+	await(`"message":"subscribed"`)
+	if err := own.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	b.publish(t, "devices/a/telemetry", `{"ts":"2026-01-01T00:00:00Z","n":1}`, 1)
+	if err := process.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	await(`"message":"shutting down: sessions are drained"`)
+	if err := process.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	exit := (*exec.ExitError)(nil)
+	if err := process.Wait(); !errors.As(err, &exit) || exit.ExitCode() != exitFailure {
+		t.Errorf("the bridge ended with %v, want exit code %d", err, exitFailure)
+	}
+	await("second signal, leaving at once")
 }
 
 // TestLeaseLost: a session that another process has taken is cut, and taken again when it is free.
