@@ -114,9 +114,9 @@ func (p *publisher) send(ctx context.Context, m message) error {
 		case errors.Is(err, paho.ErrInvalidArguments):
 			return fmt.Errorf("publish to %s: %w", m.topic, err)
 		case err != nil:
-			continue // the connection is gone, or the broker refused it for now
-		case response.ReasonCode == reasonNoSubscribers && !m.retain:
-			continue
+			continue // the connection is gone
+		case response.ReasonCode >= 0x80 || response.ReasonCode == reasonNoSubscribers && !m.retain:
+			continue // refused for now; paho reports a PUBREC that says so without an error
 		}
 		return nil
 	}

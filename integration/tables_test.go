@@ -73,6 +73,7 @@ func TestTableMissingDoesNotStallOthers(t *testing.T) {
 		got := tableRows(t, s.database, `select count(*) > 0 from telemetry where device_id = 'probe'`)
 		return got["t"] == 1, fmt.Sprint(got)
 	})
+	waitQuiet(t, bridge)
 	execute(t, s.database, `delete from telemetry where device_id = 'probe'`)
 	load.extend(base, 600, 900)
 	devices.sendAll(t.Context(), t, load.messages[300:])

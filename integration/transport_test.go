@@ -99,7 +99,7 @@ func startSecuredBroker(t *testing.T, c certificates) *provider.Broker {
 	}
 	websockets := []string{"protocol websockets"}
 	return provider.StartBroker(t, provider.BrokerConfig{
-		Conf: []string{"per_listener_settings true"},
+		Conf: []string{"per_listener_settings true", "allow_anonymous false"}, // in this order, Mosquitto insists
 		Listeners: map[string][]string{
 			"":      {"allow_anonymous true"},
 			"mqtt":  login,
@@ -118,7 +118,7 @@ func startSecuredBroker(t *testing.T, c certificates) *provider.Broker {
 
 // passwordLine is an entry of Mosquitto's password file: the salted SHA-512 of the password.
 func passwordLine(user, password string) string {
-	salt := []byte("scenario-salt")
+	salt := []byte("twelve bytes") // Mosquitto takes no other number
 	sum := sha512.Sum512(append([]byte(password), salt...))
 	return fmt.Sprintf("%s:$6$%s$%s\n", user, base64.StdEncoding.EncodeToString(salt), base64.StdEncoding.EncodeToString(sum[:]))
 }
