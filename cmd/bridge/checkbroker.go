@@ -57,8 +57,8 @@ func (cfg *config) checkBroker(ctx context.Context) findings {
 	}
 	g := st.Granted
 	found.notef("connected to %s as %s", st.URL, id)
-	found.notef("granted: QoS up to %d, keep alive %s, receive maximum %d, wildcards %t, shared subscriptions %t, retain %t",
-		g.MaximumQoS, st.KeepAliveEffective, g.ReceiveMaximum, g.WildcardSubs, g.SharedSubs, g.Retain)
+	found.notef("granted: QoS up to %d, keep alive %s, wildcards %t, shared subscriptions %t, retain %t",
+		g.MaximumQoS, st.KeepAliveEffective, g.WildcardSubs, g.SharedSubs, g.Retain)
 	for _, sub := range st.Subscriptions {
 		filter := strings.Replace(sub.Filter, id, cfg.MQTT.ShareName.value, 1)
 		if sub.OK {
