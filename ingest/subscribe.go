@@ -193,9 +193,10 @@ func (s *Session) subscribeChunk(c *conn, manager *autopaho.ConnectionManager, s
 
 // options are those of one filter. No Local stays off: it is a protocol error on a shared
 // subscription [MQTT-3.8.3-4], and newer Mosquittos end the connection for it. Retain As Published
-// is on, so that routes can tell a retained message's deletion from an empty one.
+// stays off: RETAIN then says that a message was sent because of the subscription [MQTT-3.3.1-12],
+// which is what a route's RETAINED setting is about; a live one that was published with RETAIN is news.
 func (s *Session) options(filter string) paho.SubscribeOptions {
-	o := paho.SubscribeOptions{Topic: filter, QoS: s.cfg.QoS, RetainAsPublished: true}
+	o := paho.SubscribeOptions{Topic: filter, QoS: s.cfg.QoS}
 	if s.cfg.ShareName != "" {
 		// A shared subscription gets no retained messages by the book, but Mosquitto before 2.0.13
 		// sends them all the same, and would at every reconnect.
