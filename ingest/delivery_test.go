@@ -85,7 +85,7 @@ func TestAcknowledgementsArriveInOrder(t *testing.T) {
 
 // With nothing acknowledged the broker stops at Receive Maximum, and goes on as we acknowledge.
 func TestReceiveMaximumHoldsTheStream(t *testing.T) {
-	broker := startMochi(t, nil)
+	broker := startMosquitto(t, "")
 	r := newRig(t, func(cfg *Config) { cfg.ReceiveMaximum = 5 }, broker.url())
 	r.awaitState(StateSubscribed)
 	pub := newClient(t, broker.url(), "publisher")
