@@ -59,13 +59,14 @@ func TestImage(t *testing.T) {
 	t.Run("does not run as root and has a health check without a shell", func(t *testing.T) {
 		out, _ := docker(t, "image", "inspect", tag)
 		var images []struct {
-			Size   int64
+			Size   int64 `json:"Size"`
 			Config struct {
-				User        string
-				Entrypoint  []string
-				Healthcheck struct{ Test []string }
-				Labels      map[string]string
-			}
+				User        string `json:"User"`
+				Healthcheck struct {
+					Test []string `json:"Test"`
+				} `json:"Healthcheck"`
+				Labels map[string]string `json:"Labels"`
+			} `json:"Config"`
 		}
 		if err := json.Unmarshal([]byte(out), &images); err != nil || len(images) != 1 {
 			t.Fatalf("%d images, %v", len(images), err)
