@@ -41,11 +41,6 @@ func classify(err error) verdict {
 		return verdictFenced // raised by the fence of migration 001
 	case "P0001":
 		return verdictData // raise exception in the operator's own trigger: it refuses this row
-	case "55P03", "55006":
-		// Somebody locks the table for longer than lock_timeout (vacuum full, a forgotten
-		// transaction). Waiting for it is right for a while, as with a missing table, but one locked
-		// table must not stop the others for ever.
-		return verdictRoute
 	case "XX001", "XX002":
 		return verdictRoute // damaged table or index: no repetition helps, and the other tables are well
 	}
@@ -60,11 +55,16 @@ func classify(err error) verdict {
 		return verdictRoute // no such table or column, wrong type, permission denied
 	case "3D", "3F":
 		return verdictRoute // no such database (of a foreign table) or schema
+	case "55":
+		// The object is not in a state to be written: a view without rules, or locked for longer than
+		// lock_timeout (vacuum full, a forgotten transaction). Waiting is right for a while, as with a
+		// missing table, but one such table must not stop the others for ever.
+		return verdictRoute
 	case "28":
 		return verdictRoute // a foreign server refuses us; our own refuses at connecting, see above
 	}
 	// 08 connection, 25 read-only after a failover, 40 deadlock or serialisation, 53 out of disk,
-	// memory or connections, 55 not in a state to, 57 shutdown or cancelled, 58 input/output error,
+	// memory or connections, 57 shutdown or cancelled, 58 input/output error,
 	// XX internal error, and whatever a later server invents.
 	return verdictRetry
 }

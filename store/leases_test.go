@@ -1,0 +1,400 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap/zaptest"
+)
+
+// replica is one process that takes part in a share, as far as leases go.
+type replica struct {
+	t      *testing.T
+	leases *Leases
+	stop   context.CancelCauseFunc
+	ended  chan struct{}
+
+	mu      sync.Mutex
+	holding map[int]int64 // index to epoch
+	causes  []error       // why holds ended
+	taken   int           // how many holds began
+	linger  time.Duration // how long a hold works on after its context ended
+}
+
+const testTTL = 600 * time.Millisecond
+
+func startReplica(t *testing.T, pool *pgxpool.Pool, name string, sessions int) *replica {
+	t.Helper()
+	r := &replica{t: t, holding: map[int]int64{}, ended: make(chan struct{})}
+	r.leases = NewLeases(pool, LeaseConfig{
+		ShareName: "share", Sessions: sessions, Owner: name, Heartbeat: 40 * time.Millisecond, TTL: testTTL,
+		Log: zaptest.NewLogger(t).Named(name), Metrics: NewMetrics(prometheus.NewRegistry()),
+	})
+	ctx, cancel := context.WithCancelCause(context.Background())
+	r.stop = cancel
+	go func() {
+		defer close(r.ended)
+		if err := r.leases.Run(ctx, r.hold); err != nil {
+			t.Errorf("run: %v", err)
+		}
+	}()
+	t.Cleanup(r.end)
+	return r
+}
+
+func (r *replica) hold(ctx context.Context, lease *Lease) {
+	r.mu.Lock()
+	r.holding[lease.Index] = lease.Epoch
+	r.taken++
+	r.mu.Unlock()
+	<-ctx.Done()
+	r.mu.Lock()
+	linger := r.linger
+	r.mu.Unlock()
+	time.Sleep(linger)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.holding, lease.Index)
+	r.causes = append(r.causes, context.Cause(ctx))
+}
+
+func (r *replica) end() {
+	r.stop(nil)
+	<-r.ended
+}
+
+func (r *replica) holds() []int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var all []int
+	for index := range r.holding {
+		all = append(all, index)
+	}
+	slices.Sort(all)
+	return all
+}
+
+func (r *replica) began() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.taken
+}
+
+func (r *replica) why() []error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.causes)
+}
+
+// shared waits until the replicas hold so many sessions, all of them different.
+func shared(t *testing.T, counts []int, replicas ...*replica) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("sessions are shared %v", counts), func() bool {
+		var got []int
+		seen := map[int]bool{}
+		for _, r := range replicas {
+			held := r.holds()
+			got = append(got, len(held))
+			for _, index := range held {
+				seen[index] = true
+			}
+		}
+		sum := 0
+		for _, n := range got {
+			sum += n
+		}
+		slices.Sort(got)
+		return slices.Equal(got, counts) && len(seen) == sum
+	})
+}
+
+// beats waits for so many heartbeats of a replica.
+func beats(t *testing.T, pool *pgxpool.Pool, owner string, n int) {
+	t.Helper()
+	var last time.Time
+	for range n + 1 {
+		eventually(t, "another heartbeat of "+owner, func() bool {
+			at := value[time.Time](t, pool, `select coalesce(max(heartbeat_at), 'epoch') from bridge.replicas where id = $1`, owner)
+			defer func() { last = at }()
+			return at.After(last) && at.Year() > 2000
+		})
+	}
+}
+
+func TestOneReplicaHoldsAll(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	a := startReplica(t, pool, "a", 3)
+	shared(t, []int{3}, a)
+	if got := list[string](t, pool, `select share_name || ' ' || index || ' ' || client_id || ' ' || owner || ' ' || epoch from bridge.sessions order by index`); !slices.Equal(got,
+		[]string{"share 0 share-0 a 1", "share 1 share-1 a 1", "share 2 share-2 a 1"}) {
+		t.Errorf("sessions %q", got)
+	}
+	if s := a.leases.Status(); !slices.Equal(s.Owned, []int{0, 1, 2}) || s.Replicas != 1 || s.LastHeartbeat.IsZero() || s.LastError != "" {
+		t.Errorf("status %+v", s)
+	}
+	a.end()
+	if n := value[int](t, pool, `select count(*)::int from bridge.sessions where owner is not null`); n != 0 {
+		t.Errorf("%d sessions not released", n)
+	}
+	if n := value[int](t, pool, `select count(*)::int from bridge.replicas`); n != 0 {
+		t.Errorf("%d replica rows left behind", n)
+	}
+	for _, cause := range a.why() {
+		if !errors.Is(cause, context.Canceled) {
+			t.Errorf("a hold ended because of %v", cause)
+		}
+	}
+	b := startReplica(t, pool, "b", 3)
+	shared(t, []int{3}, b)
+	if n := value[int](t, pool, `select min(epoch)::int from bridge.sessions`); n != 2 {
+		t.Errorf("epoch %d after a second owner, want 2", n)
+	}
+}
+
+// TestFairShare lets replicas join and leave, and looks that nothing moves without need.
+func TestFairShare(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	a := startReplica(t, pool, "a", 5)
+	shared(t, []int{5}, a)
+	b := startReplica(t, pool, "b", 5)
+	shared(t, []int{2, 3}, a, b)
+	for _, cause := range a.why() {
+		if !errors.Is(cause, ErrGivenUp) {
+			t.Errorf("a hold ended because of %v, want ErrGivenUp", cause)
+		}
+	}
+	c := startReplica(t, pool, "c", 5)
+	shared(t, []int{1, 2, 2}, a, b, c)
+	began := a.began() + b.began() + c.began()
+	beats(t, pool, "a", 20)
+	if n := a.began() + b.began() + c.began(); n != began {
+		t.Errorf("%d sessions moved although nothing had changed", n-began)
+	}
+	b.end()
+	shared(t, []int{2, 3}, a, c)
+	c.end()
+	shared(t, []int{5}, a)
+}
+
+// TestHotStandby: more replicas than sessions.
+func TestHotStandby(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	a := startReplica(t, pool, "a", 1)
+	shared(t, []int{1}, a)
+	b := startReplica(t, pool, "b", 1)
+	beats(t, pool, "b", 10)
+	shared(t, []int{0, 1}, b, a)
+	if a.began() != 1 || b.began() != 0 {
+		t.Errorf("the session moved: %d and %d holds began", a.began(), b.began())
+	}
+	a.end()
+	shared(t, []int{1}, b)
+}
+
+// crashed is a replica that died without a word some time ago.
+func crashed(t *testing.T, pool *pgxpool.Pool, name string, ago time.Duration) {
+	t.Helper()
+	execute(t, pool, `insert into bridge.replicas (id, share_name, host, heartbeat_at) values ($1, 'share', 'h', now() - $2 * interval '1 second')`, name, ago.Seconds())
+}
+
+func TestOrphansAreTakenOver(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	crashed(t, pool, "dead", 0)
+	execute(t, pool, `insert into bridge.sessions (share_name, index, client_id, owner, epoch) values ('share', 0, 'share-0', 'dead', 4), ('share', 1, 'share-1', 'gone', 9)`)
+	a := startReplica(t, pool, "a", 2)
+	shared(t, []int{2}, a)
+	if got := list[int64](t, pool, `select epoch from bridge.sessions order by index`); !slices.Equal(got, []int64{5, 10}) {
+		t.Errorf("epochs %v, want 5 and 10", got)
+	}
+}
+
+// TestStalledReplicaIsReplaced stops the heartbeat of a replica that believes it is alive.
+func TestStalledReplicaIsReplaced(t *testing.T) {
+	t.Parallel()
+	url, pool := newDatabase(t)
+	own := newPool(t, url)
+	a := startReplica(t, own, "a", 2)
+	shared(t, []int{2}, a)
+	b := startReplica(t, pool, "b", 2)
+	shared(t, []int{1, 1}, a, b)
+	// All connections of a stay taken: it cannot reach the database, others can.
+	var taken []*pgxpool.Conn
+	for range own.Config().MaxConns {
+		conn, err := own.Acquire(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		taken = append(taken, conn)
+	}
+	eventually(t, "b takes over", func() bool { return len(b.holds()) == 2 })
+	if n := len(a.holds()); n != 1 {
+		t.Errorf("a gave up by itself: it holds %d", n)
+	}
+	for _, conn := range taken {
+		conn.Release()
+	}
+	eventually(t, "a notices that it was replaced", func() bool {
+		return slices.ContainsFunc(a.why(), func(err error) bool { return errors.Is(err, ErrFenced) })
+	})
+	shared(t, []int{1, 1}, a, b)
+}
+
+// TestOutageMovesNothing stops the database for much longer than the TTL.
+func TestOutageMovesNothing(t *testing.T) {
+	t.Parallel()
+	server, pool := ownServer(t)
+	a, b := startReplica(t, pool, "a", 4), startReplica(t, newPool(t, server.URL("postgres")), "b", 4)
+	shared(t, []int{2, 2}, a, b)
+	began := a.began() + b.began()
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "both notice", func() bool { return a.leases.Status().LastError != "" && b.leases.Status().LastError != "" })
+	time.Sleep(2 * testTTL)
+	if len(a.holds()) != 2 || len(b.holds()) != 2 {
+		t.Errorf("sessions were given up without a database: %v %v", a.holds(), b.holds())
+	}
+	if err := server.Restart(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	beats(t, pool, "a", 5)
+	beats(t, pool, "b", 30)
+	if n := a.began() + b.began(); n != began {
+		t.Errorf("%d sessions moved", n-began)
+	}
+}
+
+// TestHeartbeatGoesOnWhileHoldsFinish: a long drain at shutdown must not look like a death.
+func TestHeartbeatGoesOnWhileHoldsFinish(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	a := startReplica(t, pool, "a", 1)
+	shared(t, []int{1}, a)
+	a.mu.Lock()
+	a.linger = 3 * testTTL
+	a.mu.Unlock()
+	b := startReplica(t, pool, "b", 1)
+	beats(t, pool, "b", 2)
+	a.stop(errors.New("shutdown"))
+	shared(t, []int{1}, b)
+	if n := len(a.holds()); n != 0 {
+		t.Errorf("b took the session while a was still finishing")
+	}
+	if n := value[int](t, pool, `select epoch::int from bridge.sessions`); n != 2 {
+		t.Errorf("epoch %d, want 2", n)
+	}
+}
+
+// TestHoldThatReturnsFreesTheSession, and the next heartbeat takes it again with a new epoch.
+func TestHoldThatReturnsFreesTheSession(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	leases := NewLeases(pool, LeaseConfig{ShareName: "share", Owner: "a", Heartbeat: 20 * time.Millisecond, TTL: testTTL, Log: zaptest.NewLogger(t)})
+	ctx, cancel := context.WithCancel(context.Background())
+	var mu sync.Mutex
+	var epochs []int64
+	ended := make(chan error, 1)
+	go func() {
+		ended <- leases.Run(ctx, func(ctx context.Context, lease *Lease) {
+			mu.Lock()
+			epochs = append(epochs, lease.Epoch)
+			mu.Unlock()
+		})
+	}()
+	eventually(t, "three holds", func() bool { mu.Lock(); defer mu.Unlock(); return len(epochs) >= 3 })
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if !slices.Equal(epochs[:3], []int64{1, 2, 3}) {
+		t.Errorf("epochs %v, want 1 2 3", epochs)
+	}
+}
+
+// TestClaimWaitsForTheLastCommit: a session whose former owner is inside a transaction is not taken.
+func TestClaimWaitsForTheLastCommit(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	execute(t, pool, `insert into bridge.sessions (share_name, index, client_id, owner, epoch) values ('share', 0, 'share-0', null, 1)`)
+	tx, err := pool.Begin(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.Background()) }()
+	if _, err := tx.Exec(context.Background(), `select bridge.fence('share', 0, 1)`); err != nil {
+		t.Fatal(err)
+	}
+	a := startReplica(t, pool, "a", 1)
+	beats(t, pool, "a", 5)
+	if n := a.began(); n != 0 {
+		t.Error("the session was taken in the middle of its former owner's commit")
+	}
+	if err := tx.Commit(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	shared(t, []int{1}, a)
+}
+
+func TestRetiredSessionsAreReportedAndLeftAlone(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	execute(t, pool, `insert into bridge.sessions (share_name, index, client_id) values ('share', 7, 'share-7'), ('other', 0, 'other-0')`)
+	a := startReplica(t, pool, "a", 2)
+	shared(t, []int{2}, a)
+	eventually(t, "the retired session is reported", func() bool { return slices.Equal(a.leases.Status().Retired, []int{7}) })
+	if n := value[int](t, pool, `select count(*)::int from bridge.sessions where epoch = 0 and owner is null`); n != 2 {
+		t.Errorf("%d of the two sessions that are none of ours are untouched", n)
+	}
+}
+
+// TestShares checks the arithmetic of fair shares for every small state.
+func TestShares(t *testing.T) {
+	t.Parallel()
+	for sessions := 1; sessions <= 5; sessions++ {
+		for replicas := 1; replicas <= 4; replicas++ {
+			counts := map[string]int{}
+			for i := range replicas {
+				counts[string(rune('a'+i))] = 0
+			}
+			counts["a"] = sessions // the worst state: one holds everything
+			of := func(id string) *Leases { return &Leases{cfg: LeaseConfig{Owner: id, Sessions: sessions}} }
+			free, moves := 0, 0
+			for moved := true; moved; moves++ {
+				moved = false
+				for id := range counts {
+					l := of(id)
+					if n := min(free, l.entitled(counts)-counts[id]); n > 0 {
+						counts[id] += n
+						free -= n
+						moved = true
+					} else if free == 0 && l.surplus(counts) {
+						counts[id]--
+						free++
+						moved = true
+					}
+				}
+				if moves > 100 {
+					t.Fatalf("%d sessions, %d replicas: never at rest: %v", sessions, replicas, counts)
+				}
+			}
+			for id, n := range counts {
+				if floor := sessions / replicas; free != 0 || n < floor || n > floor+1 {
+					t.Errorf("%d sessions, %d replicas: %s holds %d, %d are free", sessions, replicas, id, n, free)
+				}
+			}
+		}
+	}
+}

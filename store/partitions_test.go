@@ -1,0 +1,192 @@
+package store
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/mqttpg/bridge/mapping"
+)
+
+func TestSpans(t *testing.T) {
+	t.Parallel()
+	day := func(s string) time.Time {
+		at, err := time.Parse(time.DateOnly, s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return at
+	}
+	before, after := time.Date(2026, 12, 31, 23, 59, 59, 999, time.UTC), time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
+	zone := time.FixedZone("", 10*3600)
+	tests := []struct {
+		width    mapping.Partition
+		now      time.Time
+		n        int
+		from, to string
+		suffix   string
+	}{
+		{mapping.PartitionDay, before, 0, "2026-12-31", "2027-01-01", "_p20261231"},
+		{mapping.PartitionDay, after, 0, "2027-01-01", "2027-01-02", "_p20270101"},
+		{mapping.PartitionDay, after, -1, "2026-12-31", "2027-01-01", "_p20261231"},
+		{mapping.PartitionDay, time.Date(2027, 1, 1, 9, 0, 0, 0, zone), 0, "2026-12-31", "2027-01-01", "_p20261231"},
+		{mapping.PartitionWeek, before, 0, "2026-12-28", "2027-01-04", "_p2026w53"},
+		{mapping.PartitionWeek, after, 1, "2027-01-04", "2027-01-11", "_p2027w01"},
+		{mapping.PartitionWeek, day("2026-11-22"), 0, "2026-11-16", "2026-11-23", "_p2026w47"}, // a Sunday
+		{mapping.PartitionWeek, day("2026-11-23"), 0, "2026-11-23", "2026-11-30", "_p2026w48"}, // a Monday
+		{mapping.PartitionMonth, before, 1, "2027-01-01", "2027-02-01", "_p202701"},
+		{mapping.PartitionMonth, day("2026-03-31"), -1, "2026-02-01", "2026-03-01", "_p202602"},
+	}
+	for _, test := range tests {
+		s := spanAt(test.width, test.now, test.n)
+		if !s.from.Equal(day(test.from)) || !s.to.Equal(day(test.to)) || s.suffix(test.width) != test.suffix {
+			t.Errorf("%s %v %+d: %v to %v %s, want %s to %s %s", test.width, test.now, test.n, s.from, s.to, s.suffix(test.width), test.from, test.to, test.suffix)
+		}
+		if !ourSuffix.MatchString(test.suffix) {
+			t.Errorf("%s is not recognised as ours", test.suffix)
+		}
+	}
+}
+
+// partitionNames lists the partitions of a table with the number of their rows.
+func partitionNames(t *testing.T, tables *Tables, table string) []string {
+	t.Helper()
+	return list[string](t, tables.pool, `select inhrelid::regclass::text from pg_inherits where inhparent = $1::text::regclass order by 1`, table)
+}
+
+func TestDefaultRowsAreMoved(t *testing.T) {
+	t.Parallel()
+	for _, width := range []string{"day", "week", "month"} {
+		t.Run(width, func(t *testing.T) {
+			t.Parallel()
+			config := telemetry
+			config.Partition = width
+			tables, execute := tablesOf(t, config)
+			ensure(t, tables)
+			all := partitionNames(t, tables, "telemetry")
+			if len(all) != 6 {
+				t.Fatalf("partitions %q, want six", all)
+			}
+			// Without the present one its rows go to the default partition, as they would after a
+			// long standstill; with a generated column they cannot simply be copied.
+			execute(`alter table telemetry add column double float8 generated always as (temperature * 2) stored`)
+			execute(`do $$ declare p regclass; begin
+				for p in select inhrelid::regclass from pg_inherits where inhparent = 'telemetry'::regclass and inhrelid::regclass::text <> 'telemetry_default'
+				loop execute 'drop table ' || p; end loop; end $$`)
+			execute(`insert into telemetry (device_id, "time", message_id, received_at, topic, temperature)
+				select 'a', date_trunc('second', now()) + i * interval '1 second', gen_random_uuid(), now(), 't', 21 from generate_series(1, 10) i`)
+			execute(`insert into telemetry (device_id, "time", message_id, received_at, topic) values ('old', '1999-01-01', gen_random_uuid(), now(), 't')`)
+			ensureAgain := NewTables(tables.pool, impatient(t), compile(t, config))
+			ensure(t, ensureAgain)
+			if w := ensureAgain.Warnings(); len(w) != 0 {
+				t.Errorf("warnings %q", w)
+			}
+			if got := partitionNames(t, tables, "telemetry"); !slices.Equal(got, all) {
+				t.Errorf("partitions %q, want %q", got, all)
+			}
+			if n := value[int](t, tables.pool, `select count(*)::int from telemetry_default`); n != 1 {
+				t.Errorf("%d rows in the default partition, want the old one alone", n)
+			}
+			if n := value[int](t, tables.pool, `select count(*)::int from telemetry where double = 42`); n != 10 {
+				t.Errorf("%d rows moved, want 10", n)
+			}
+		})
+	}
+}
+
+// TestOtherPartitionsAreLeftAlone: days that a former configuration made, and partitions of people.
+func TestOtherPartitionsAreLeftAlone(t *testing.T) {
+	t.Parallel()
+	config := telemetry
+	config.Partition = "day"
+	tables, execute := tablesOf(t, config)
+	ensure(t, tables)
+	execute(`create table telemetry_y1990 partition of telemetry for values from ('1990-01-01 00:00+00') to ('1991-01-01 00:00+00')`)
+	execute(`create table telemetry_p19910101 partition of telemetry for values from ('1991-01-01 00:00+00') to ('1991-01-02 00:00+00')`)
+	before := partitionNames(t, tables, "telemetry")
+	config.Partition, config.Retention = "month", "30d"
+	changed := NewTables(tables.pool, impatient(t), compile(t, config))
+	if err := changed.maintain(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	after := partitionNames(t, tables, "telemetry")
+	for _, name := range before {
+		if slices.Contains(after, name) != (name != "telemetry_p19910101") {
+			t.Errorf("partitions %q before, %q after: only telemetry_p19910101 was to go", before, after)
+		}
+	}
+}
+
+func TestRetention(t *testing.T) {
+	t.Parallel()
+	config, plain := telemetry, healthy
+	config.Partition, config.Retention = "day", "10d"
+	keeper := mapping.RouteConfig{Name: "keeper", Topic: "keeper", Table: "kept", Format: "raw", Partition: "none"}
+	forgetter := mapping.RouteConfig{Name: "forgetter", Topic: "forgetter", Table: "kept", Format: "raw", Partition: "none"}
+	tables, execute := tablesOf(t, config, plain, keeper, forgetter)
+	// The configuration asks for partitions with retention; tables made by people may have none.
+	tables.routes[1].Table.Retention = 240 * time.Hour
+	tables.routes[3].Table.Retention = 24 * time.Hour
+	ensure(t, tables)
+	execute(`do $$ declare d date; begin
+		for d in select current_date - i from generate_series(5, 15) i loop
+			execute format('create table telemetry_p%s partition of telemetry for values from (%L) to (%L)', to_char(d, 'YYYYMMDD'), d::text || ' 00:00+00', (d + 1)::text || ' 00:00+00');
+		end loop; end $$`)
+	execute(`create table telemetry_p20010101 (like telemetry)`) // ours by its name, but not attached
+	for _, table := range []string{"telemetry", "healthy", "kept"} {
+		execute(`insert into ` + table + ` (device_id, "time", message_id, received_at, topic)
+			select 'a', now() - i * interval '1 day', gen_random_uuid(), now(), 't' from generate_series(0, 100) i`)
+	}
+	for range 2 {
+		if err := tables.maintain(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := value[int](t, tables.pool, `select count(*)::int from telemetry where "time" < now() - interval '11 days'`); n != 0 {
+		t.Errorf("%d rows are older than retention and one partition", n)
+	}
+	for table, want := range map[string]int{"telemetry where \"time\" > now() - interval '10 days'": 10, "healthy": 10, "kept": 101, "telemetry_p20010101": 0} {
+		if n := value[int](t, tables.pool, `select count(*)::int from `+table); n != want {
+			t.Errorf("%d rows in %s, want %d", n, table, want)
+		}
+	}
+}
+
+func TestMaintainEndsWithItsContext(t *testing.T) {
+	t.Parallel()
+	config := telemetry
+	config.Partition = "day"
+	tables, _ := tablesOf(t, config)
+	ensure(t, tables)
+	dropped := spanAt(mapping.PartitionDay, time.Now(), 2).suffix(mapping.PartitionDay)
+	execute(t, tables.pool, `drop table telemetry`+dropped)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() { tables.Maintain(ctx); close(ended) }()
+	eventually(t, "the missing partition is made", func() bool {
+		return slices.ContainsFunc(partitionNames(t, tables, "telemetry"), func(name string) bool { return strings.HasSuffix(name, dropped) })
+	})
+	cancel()
+	<-ended
+}
+
+// TestPartitionsWithoutPrivilege: the default partition serves meanwhile, and the operator is told.
+func TestPartitionsWithoutPrivilege(t *testing.T) {
+	t.Parallel()
+	url, pool := newDatabase(t)
+	config := telemetry
+	config.Partition = "day"
+	execute(t, pool, strings.Join(DDL(&compile(t, config).All()[0].Table), ";")+`; revoke create on schema public from public`)
+	role, restricted := newRole(t, url, pool)
+	execute(t, pool, `grant usage on schema bridge to `+role+`; grant insert, select on all tables in schema bridge, public to `+role)
+	l := newLine(t, restricted, impatient(t), nil, config)
+	ensure(t, l.tables)
+	if w := l.tables.Warnings(); len(w) != 1 || !strings.Contains(w[0], "partitions are not made") {
+		t.Errorf("warnings %q", w)
+	}
+	l.send("devices/a/telemetry", reading(1, 1))
+	l.flush()
+	l.want("telemetry", 1, 1, 0, 0)
+}
