@@ -70,7 +70,7 @@ func (w *Writer) commit(ctx context.Context, b *batch) (*outcome, error) {
 		select {
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
-		case <-time.After(pause/2 + rand.N(pause)): // jitter keeps replicas from returning in step
+		case <-time.After(pause/2 + rand.N(pause)): //nolint:gosec // jitter, no secret: it keeps replicas from returning in step
 		}
 		pause = min(2*pause, w.cfg.retryMax)
 	}
@@ -112,7 +112,6 @@ func (w *Writer) attempt(ctx context.Context, b *batch) (*outcome, error) {
 	err = w.insertAll(ctx, conn.Conn().PgConn(), live, o)
 	if failed := (*attemptError)(nil); errors.As(err, &failed) && failed.verdict == verdictData {
 		progress()
-		o.letters = o.letters[:len(o.letters):len(o.letters)]
 		err = w.isolate(ctx, progress, conn.Conn().PgConn(), b, live, o)
 	}
 	if err != nil {

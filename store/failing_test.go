@@ -54,9 +54,11 @@ func TestParking(t *testing.T) {
 		spoil, mend string
 		reason      string
 	}{
-		{"another type", `alter table telemetry drop temperature; alter table telemetry add temperature bytea`,
+		{
+			"another type", `alter table telemetry drop temperature; alter table telemetry add temperature bytea`,
 			`alter table telemetry drop temperature; alter table telemetry add temperature float8`,
-			"column temperature is bytea, the route writes float8"},
+			"column temperature is bytea, the route writes float8",
+		},
 		{"generated column", `alter table telemetry drop temperature; alter table telemetry add temperature float8 generated always as (1) stored`,
 			`alter table telemetry drop temperature`, "column temperature is generated"},
 		{"no key column", `alter table telemetry rename message_id to id`, `alter table telemetry rename id to message_id`, "has no column message_id"},
@@ -73,9 +75,7 @@ func TestParking(t *testing.T) {
 				t.Fatal(err)
 			}
 			execute(t, pool, test.spoil)
-			ctx, cancel := context.WithCancel(context.Background())
-			defer cancel()
-			wait := l.run(ctx)
+			wait := l.run(t.Context())
 			l.send("devices/a/telemetry", reading(1, 1))
 			l.send("healthy/a", reading(1, 1))
 			eventually(t, "the healthy route flows", func() bool { return l.counts("healthy").Written == 1 })
@@ -144,6 +144,41 @@ func TestLockedTableIsParked(t *testing.T) {
 	l.send("devices/a/telemetry", reading(2, 1))
 	l.flush()
 	l.want("telemetry", 2, 1, 0, 0)
+}
+
+// TestForeignRowIsWaitedFor: another transaction has inserted the same key and is not done. The table
+// is well, so that nothing is parked, however long it takes.
+func TestForeignRowIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	cfg := impatient(t)
+	cfg.ParkAfter, cfg.lockTimeout = time.Nanosecond, 50*time.Millisecond
+	l := newLine(t, pool, cfg, nil, telemetry)
+	l.send("devices/a/telemetry", reading(1, 1))
+	l.flush()
+	tx, err := pool.Begin(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.Background()) }()
+	_, err = tx.Exec(context.Background(), `with gone as (delete from telemetry returning *) select count(*) from gone`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.renew(cfg, nil)
+	wait := l.run(context.Background())
+	l.send("devices/a/telemetry", reading(1, 1))
+	eventually(t, "the batch is retried", func() bool { return l.writer.Status().Retrying })
+	if err := tx.Rollback(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.drain(); err != nil {
+		t.Error(err)
+	}
+	if err := wait(); err != nil {
+		t.Error(err)
+	}
+	l.want("telemetry", 2, 1, 1, 0)
 }
 
 // TestPrivileges works as a role that may insert into some tables and create none.

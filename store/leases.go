@@ -278,10 +278,8 @@ func (l *Leases) share(db, ctx context.Context, hold func(context.Context, *Leas
 		l.held[index].cancel(ErrGivenUp)
 	}
 	l.mu.Unlock()
-	if give || ctx.Err() != nil || ending > 0 {
-		return nil
-	}
-	if n := l.entitled(counts) - mine; n > 0 {
+	settled := !give && ending == 0 && ctx.Err() == nil
+	if n := l.entitled(counts) - mine; n > 0 && settled {
 		return l.claim(db, ctx, hold, n)
 	}
 	return nil

@@ -306,7 +306,7 @@ func TestHoldThatReturnsFreesTheSession(t *testing.T) {
 	var epochs []int64
 	ended := make(chan error, 1)
 	go func() {
-		ended <- leases.Run(ctx, func(ctx context.Context, lease *Lease) {
+		ended <- leases.Run(ctx, func(_ context.Context, lease *Lease) {
 			mu.Lock()
 			epochs = append(epochs, lease.Epoch)
 			mu.Unlock()

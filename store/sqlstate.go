@@ -41,6 +41,12 @@ func classify(err error) verdict {
 		return verdictFenced // raised by the fence of migration 001
 	case "P0001":
 		return verdictData // raise exception in the operator's own trigger: it refuses this row
+	case "55P03":
+		// With a context it waited for another transaction's row, in an index of the table: another
+		// writer's, or our own lost attempt that the server has not given up yet. That ends by itself.
+		if pgErr.Where != "" {
+			return verdictRetry
+		}
 	case "XX001", "XX002":
 		return verdictRoute // damaged table or index: no repetition helps, and the other tables are well
 	}
@@ -56,7 +62,7 @@ func classify(err error) verdict {
 	case "3D", "3F":
 		return verdictRoute // no such database (of a foreign table) or schema
 	case "55":
-		// The object is not in a state to be written: a view without rules, or locked for longer than
+		// The object is not in a state to be written: a view without rules, or a table locked for longer than
 		// lock_timeout (vacuum full, a forgotten transaction). Waiting is right for a while, as with a
 		// missing table, but one such table must not stop the others for ever.
 		return verdictRoute

@@ -29,6 +29,7 @@ func TestClassify(t *testing.T) {
 		{sqlstate("3F000"), verdictRoute, "3F"},
 		{sqlstate("28000"), verdictRoute, "28"},
 		{sqlstate("55P03"), verdictRoute, "55"},
+		{&pgconn.PgError{Code: "55P03", Where: "while inserting index tuple"}, verdictRetry, "55"},
 		{sqlstate("55000"), verdictRoute, "55"},
 		{sqlstate("XX002"), verdictRoute, "XX"},
 		{&TableError{"t", "is odd"}, verdictRoute, "table"},
