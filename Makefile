@@ -68,7 +68,7 @@ cover: ## hold the coverage of the last test runs against what is asked
 	bash integration/setup/coverage.sh $(COVER_DIR)
 
 build: ## bin/bridge, static
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/bridge ./cmd/bridge
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/bridge ./cmd/bridge
 
 image: ## the container image, as $(IMAGE)
 	@# The classic builder does where the client has no plugin for the newer one.
