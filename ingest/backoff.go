@@ -26,7 +26,7 @@ const (
 	authBackoff = 30 * time.Second
 	// Two owners of one client id end each other's connection; who was told so stays away for a
 	// random while, so that they do not meet again in step.
-	takeoverBackoffMin, takeoverBackoffMax = 15 * time.Second, 60 * time.Second
+	takeoverLeast, takeoverMost = 15 * time.Second, 60 * time.Second
 )
 
 // backoff decides how long to wait before the next round of connection attempts. It never says 0:
@@ -79,8 +79,8 @@ func (b *backoff) next(round int) time.Duration {
 
 	failures := b.unstable + round
 	switch {
-	case floor == takeoverBackoffMin:
-		return jitter(takeoverBackoffMin, takeoverBackoffMax)
+	case floor == takeoverLeast:
+		return jitter(takeoverLeast, takeoverMost)
 	case failures == 0 && floor == 0 && !b.connected:
 		return time.Millisecond // the first connection of all
 	case failures == 0 && floor == 0:
@@ -104,14 +104,14 @@ func (b *backoff) next(round int) time.Duration {
 func floorFor(code byte) time.Duration {
 	switch code {
 	case codeSessionTakenOver:
-		return takeoverBackoffMin
+		return takeoverLeast
 	case codeBadCredentials, codeNotAuthorized, codeBadAuthMethod, codeBanned:
 		return authBackoff
 	}
 	return 0
 }
 
-// jitter returns a random duration from from to to, so that many clients do not come back in step.
+// jitter returns a random duration between the two, so that many clients do not come back in step.
 func jitter(from, to time.Duration) time.Duration {
-	return from + rand.N(to-from+1)
+	return from + rand.N(to-from+1) //nolint:gosec // nobody gains by guessing it
 }

@@ -76,6 +76,14 @@ func (b *Budget) TryAcquire(n int64) bool {
 	return true
 }
 
+// Charge takes n bytes without asking whether they are free: what a message that was admitted turned
+// out to need beyond its own size. The next one waits the longer.
+func (b *Budget) Charge(n int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.used += n
+}
+
 // Release returns n bytes that were acquired.
 func (b *Budget) Release(n int64) {
 	b.mu.Lock()

@@ -24,13 +24,19 @@ func TestBudgetTry(t *testing.T) {
 		{"give", 4, true, 0},
 		{"take", 11, true, 11}, // larger than the limit: admitted alone
 		{"take", 1, false, 11},
-		{"give", 11, true, 0},
+		{"charge", 5, true, 16},
+		{"give", 11, true, 5},
+		{"take", 6, false, 5},
+		{"give", 5, true, 0},
 	}
 	for i, step := range steps {
 		ok := true
-		if step.do == "take" {
+		switch step.do {
+		case "take":
 			ok = b.TryAcquire(step.n)
-		} else {
+		case "charge":
+			b.Charge(step.n)
+		default:
 			b.Release(step.n)
 		}
 		if ok != step.ok || b.Used() != step.used {

@@ -39,20 +39,20 @@ var errLeft = errors.New("closed by the bridge")
 // errLibrary is the cause when paho closes the connection and we saw no reason to.
 var errLibrary = errors.New("closed by the MQTT library: a packet it could not read")
 
-// serverDisconnect is a DISCONNECT sent by the broker.
-type serverDisconnect struct {
+// disconnectError is a DISCONNECT sent by the broker.
+type disconnectError struct {
 	code   byte
 	reason string // Reason String, often empty
 }
 
-func (e *serverDisconnect) Error() string {
+func (e *disconnectError) Error() string {
 	return "the broker disconnected: " + describeCode(e.code, e.reason)
 }
 
-// notMQTT5 is a CONNACK in the form of MQTT 3.1.1, which has no properties.
-type notMQTT5 struct{ code byte }
+// versionError is a CONNACK in the form of MQTT 3.1.1, which has no properties.
+type versionError struct{ code byte }
 
-func (e *notMQTT5) Error() string {
+func (e *versionError) Error() string {
 	return fmt.Sprintf("the broker does not speak MQTT 5: it answered with a CONNACK of MQTT 3.1.1, return code %d", e.code)
 }
 
@@ -101,6 +101,11 @@ func newConn(s *Session, raw net.Conn) *conn {
 	c.reader = bufio.NewReaderSize(watchedReader{c}, readBufferSize)
 	return c
 }
+
+// ended says whether the connection is over; cause then says why.
+func (c *conn) ended() bool { return c.ctx.Err() != nil }
+
+func (c *conn) cause() error { return context.Cause(c.ctx) }
 
 // watchedReader notes when bytes arrive, a whole buffer at a time.
 type watchedReader struct{ c *conn }
@@ -206,7 +211,7 @@ func (c *conn) note(kind byte, whole, body []byte) error {
 		}
 		return nil
 	case packets.DISCONNECT:
-		end := &serverDisconnect{}
+		end := &disconnectError{}
 		if p, err := packets.ReadPacket(bytes.NewReader(whole)); err == nil {
 			d := p.Content.(*packets.Disconnect)
 			end.code = d.ReasonCode
@@ -224,7 +229,7 @@ func (c *conn) note(kind byte, whole, body []byte) error {
 		return c.refuse(protocolError("second CONNACK"))
 	}
 	if len(body) == 2 { // MQTT 5 has a Property Length at least
-		return &notMQTT5{code: body[1]}
+		return &versionError{code: body[1]}
 	}
 	p, err := packets.ReadPacket(bytes.NewReader(whole))
 	if err != nil {
@@ -278,7 +283,7 @@ func (c *conn) publish(flags byte, length int) error {
 			CorrelationData: p.correlationData,
 			UserProperties:  p.userProperties,
 			ReceivedAt:      time.Now().UTC().Truncate(time.Microsecond),
-			Seed:            rand.Uint64(),
+			Seed:            rand.Uint64(), //nolint:gosec // it only has to differ
 		},
 		PacketID:        p.packetID,
 		Dup:             p.dup,
@@ -320,8 +325,8 @@ func (c *conn) admit(qos byte, size int64) (bool, error) {
 	switch {
 	case err == nil:
 		return true, nil
-	case c.ctx.Err() != nil:
-		return false, context.Cause(c.ctx)
+	case c.ended():
+		return false, c.cause()
 	}
 	return false, nil // StopTaking
 }
@@ -369,8 +374,7 @@ func (c *conn) discard(n int) error {
 // which the backoff and the status are for.
 func (c *conn) refuse(err error) error {
 	code := byte(codeUnspecifiedError)
-	var violation *packetError
-	if errors.As(err, &violation) {
+	if violation, ok := errors.AsType[*packetError](err); ok {
 		code = violation.code
 	}
 	_ = c.write([]byte{packets.DISCONNECT << 4, 1, code}) // err matters more than that of the goodbye
@@ -427,7 +431,7 @@ func (c *conn) barrier(ctx context.Context) error {
 		select {
 		case <-changed:
 		case <-c.ctx.Done():
-			return context.Cause(c.ctx)
+			return c.cause()
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -446,8 +450,8 @@ func (c *conn) Lock() { c.writeMu.Lock() }
 
 // Write collects a part of a packet. It must be called between Lock and Unlock, as paho does.
 func (c *conn) Write(p []byte) (int, error) {
-	if c.ctx.Err() != nil {
-		return 0, context.Cause(c.ctx)
+	if c.ended() {
+		return 0, c.cause()
 	}
 	c.out = append(c.out, p...)
 	return len(p), nil
@@ -470,8 +474,8 @@ func (c *conn) flush() error {
 	if len(out) == 0 {
 		return nil
 	}
-	if c.ctx.Err() != nil {
-		return context.Cause(c.ctx)
+	if c.ended() {
+		return c.cause()
 	}
 	err := c.raw.SetWriteDeadline(time.Now().Add(writeTimeout))
 	if err == nil {

@@ -120,7 +120,7 @@ func TestConnTakesPublishOutOfTheStream(t *testing.T) {
 			rnd = rand.New(rand.NewPCG(seed, seed))
 		}
 		c, raw, passed, err := feed(t, r, rnd, unhex(t, said))
-		if err != io.EOF || !errors.Is(context.Cause(c.ctx), io.EOF) {
+		if !errors.Is(err, io.EOF) || !errors.Is(context.Cause(c.ctx), io.EOF) {
 			t.Fatalf("seed %d: end %v, cause %v", seed, err, context.Cause(c.ctx))
 		}
 		if want := unhex(t, passes); !bytes.Equal(passed, want) {
@@ -189,13 +189,13 @@ func TestConnEndsWithinAPacket(t *testing.T) {
 	whole := unhex(t, connack+"32 08 0001 't' 0001 00 'xy' 62 02 0001 90 04 0001 00 01 e0 00")
 	r := newIdleRig(t, nil, "mqtt://test")
 	boundaries := map[int]bool{0: true, 5: true, 15: true, 19: true, 25: true, 27: true}
-	for n := range len(whole) {
+	for n := range whole {
 		_, _, _, err := feed(t, r, nil, whole[:n])
 		want := io.ErrUnexpectedEOF
 		if boundaries[n] {
 			want = io.EOF
 		}
-		if err != want {
+		if !errors.Is(err, want) {
 			t.Errorf("cut at %d: %v, want %v", n, err, want)
 		}
 		for _, d := range r.all() {
@@ -222,7 +222,7 @@ func TestConnNotesServerDisconnect(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			c, _, passed, _ := feed(t, newIdleRig(t, nil, "mqtt://test"), nil, unhex(t, connack+test.said))
-			var end *serverDisconnect
+			var end *disconnectError
 			if !errors.As(context.Cause(c.ctx), &end) {
 				t.Fatalf("cause %v", context.Cause(c.ctx))
 			}
@@ -337,7 +337,7 @@ func TestCloseEndsTheContextAtOnce(t *testing.T) {
 	if err := c.Close(); err != nil || !raw.closed {
 		t.Errorf("closed %v, err %v", raw.closed, err)
 	}
-	if context.Cause(c.ctx) != errLibrary {
+	if !errors.Is(c.cause(), errLibrary) {
 		t.Errorf("cause %v", context.Cause(c.ctx))
 	}
 }
@@ -378,7 +378,7 @@ func TestLeavingLetsTheBrokerCloseFirst(t *testing.T) {
 			if d := time.Since(start); d != want {
 				t.Errorf("broker closes %v: took %s", brokerCloses, d)
 			}
-			if context.Cause(c.ctx) != errLeft || len(r.all()) != 0 || r.session.cfg.Budget.Used() != 0 {
+			if !errors.Is(c.cause(), errLeft) || len(r.all()) != 0 || r.session.cfg.Budget.Used() != 0 {
 				t.Errorf("cause %v, %d delivered", context.Cause(c.ctx), len(r.all()))
 			}
 			theirs.Close()
@@ -410,7 +410,7 @@ func newPipeRig(t *testing.T, change func(*Config)) *pipeRig {
 func (r *pipeRig) say(bytes string) {
 	r.t.Helper()
 	if _, err := r.broker.Write(unhex(r.t, bytes)); err != nil {
-		r.t.Fatal(err)
+		r.t.Error(err)
 	}
 }
 
@@ -470,7 +470,9 @@ func TestPubcompDoesNotWaitForTheBudget(t *testing.T) {
 			t.Errorf("got %x, err %v", got, err)
 		}
 		r.c.fail(errLeft)
-		<-r.ended
+		if err := <-r.ended; !errors.Is(err, errLeft) {
+			t.Errorf("read ended with %v", err)
+		}
 		r.broker.Close()
 	})
 }
@@ -496,7 +498,7 @@ func TestOversizedMessageIsAdmittedAlone(t *testing.T) {
 		if len(large.Message.Payload) != 100_000 || large.Size < 100_000 || r.session.cfg.Budget.Used() != int64(large.Size) {
 			t.Errorf("%d bytes of payload, size %d", len(large.Message.Payload), large.Size)
 		}
-		r.end()
+		_ = r.end()
 	})
 }
 
@@ -511,7 +513,9 @@ func TestNothingIsAllocatedBeforeTheBudget(t *testing.T) {
 			t.Errorf("paused %v, used %d", r.session.Status().Paused, r.session.cfg.Budget.Used())
 		}
 		r.c.fail(errLeft)
-		<-r.ended
+		if err := <-r.ended; !errors.Is(err, errLeft) {
+			t.Errorf("read ended with %v", err)
+		}
 		r.broker.Close()
 	})
 }
@@ -546,13 +550,13 @@ func TestStopTaking(t *testing.T) {
 func TestGenerationRisesWithEachConnack(t *testing.T) {
 	r := newIdleRig(t, nil, "mqtt://test")
 	for want := range uint64(3) {
-		feed(t, r, nil, unhex(t, connack+"32 07 0001 't' 0001 00 'x'"))
+		_, _, _, _ = feed(t, r, nil, unhex(t, connack+"32 07 0001 't' 0001 00 'x'"))
 		if got := r.all()[want].Connection; got != want+1 {
 			t.Errorf("connection %d, want %d", got, want+1)
 		}
 	}
-	feed(t, r, nil, unhex(t, "20 03 00 87 00")) // refused: no connection
-	feed(t, r, nil, unhex(t, "20 03 01 00 00"))
+	_, _, _, _ = feed(t, r, nil, unhex(t, "20 03 00 87 00")) // refused: no connection
+	_, _, _, _ = feed(t, r, nil, unhex(t, "20 03 01 00 00"))
 	if st := r.session.Status(); r.session.generation != 4 || st.Reconnects != 3 || st.SessionsLost != 2 || !st.SessionPresent {
 		t.Errorf("generation %d, status %+v", r.session.generation, st)
 	}
@@ -563,11 +567,11 @@ func TestGenerationRisesWithEachConnack(t *testing.T) {
 
 func TestGranted(t *testing.T) {
 	r := newIdleRig(t, nil, "mqtt://test")
-	feed(t, r, nil, unhex(t, connack))
+	_, _, _, _ = feed(t, r, nil, unhex(t, connack))
 	if g, want := r.session.Status().Granted, (Granted{time.Hour, 65535, 2, 0, true, true, true, true}); g != want {
 		t.Errorf("defaults: %+v", g)
 	}
-	feed(t, r, nil, unhex(t, "20 1a 00 00 17 11 0000003c 21 0005 24 01 25 00 27 00001000 28 00 29 00 2a 00"))
+	_, _, _, _ = feed(t, r, nil, unhex(t, "20 1a 00 00 17 11 0000003c 21 0005 24 01 25 00 27 00001000 28 00 29 00 2a 00"))
 	if g, want := r.session.Status().Granted, (Granted{time.Minute, 5, 1, 4096, false, false, false, false}); g != want {
 		t.Errorf("granted: %+v", g)
 	}

@@ -26,8 +26,10 @@ func TestConfigMistakesAreAllReported(t *testing.T) {
 	if err == nil {
 		t.Fatal("accepted")
 	}
-	for _, want := range []string{"http://broker: scheme", "no host", "certificate and key", "client id", `"a/b"`, `topic filter ""`, `\xff`,
-		"QoS 3", "keep alive 1.5s", "session expiry", "receive maximum", `"a/#" contains a wildcard`, "budget"} {
+	for _, want := range []string{
+		"http://broker: scheme", "no host", "certificate and key", "client id", `"a/b"`, `topic filter ""`, `\xff`,
+		"QoS 3", "keep alive 1.5s", "session expiry", "receive maximum", `"a/#" contains a wildcard`, "budget",
+	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("nothing about %q in:\n%v", want, err)
 		}
@@ -232,7 +234,7 @@ func TestTakeoverWithReasonCode(t *testing.T) {
 		t.Errorf("status %+v", st)
 	}
 	eventually(t, "the wait is decided", func() bool { return len(waits(first)) == 1 })
-	if d := waits(first)[0]; d < takeoverBackoffMin {
+	if d := waits(first)[0]; d < takeoverLeast {
 		t.Errorf("comes back after %s", d)
 	}
 	second.awaitState(StateSubscribed)
@@ -577,13 +579,15 @@ func TestLifeCycle(t *testing.T) {
 			t.Errorf("status %+v", st)
 		}
 		r.cancel()
-		<-r.ran
+		if err := <-r.ran; !errors.Is(err, context.Canceled) {
+			t.Errorf("run: %v", err)
+		}
 	})
 }
 
 func TestSubscriptionIdentifierReachesTheDelivery(t *testing.T) {
 	r := newIdleRig(t, nil, "mqtt://test")
-	feed(t, r, nil, unhex(t, connack+"32 0a 0001 't' 0001 04 0b 07 0b 08"))
+	_, _, _, _ = feed(t, r, nil, unhex(t, connack+"32 0a 0001 't' 0001 04 0b 07 0b 08"))
 	if ids := r.received(1)[0].SubscriptionIDs; len(ids) != 2 || ids[0] != 7 || ids[1] != 8 {
 		t.Errorf("identifiers %v", ids)
 	}

@@ -82,10 +82,13 @@ func dialWebSocket(ctx context.Context, u *url.URL, tlsConfig *tls.Config) (net.
 	target := *u // gorilla knows no upper case and takes the default ports from the scheme
 	target.Scheme = strings.ToLower(u.Scheme)
 	ws, response, err := dialer.DialContext(ctx, target.String(), nil)
-	if err != nil {
-		if response != nil {
-			return nil, fmt.Errorf("websocket handshake: %w (HTTP status %s)", err, response.Status)
-		}
+	if response != nil {
+		_ = response.Body.Close()
+	}
+	switch {
+	case err != nil && response != nil:
+		return nil, fmt.Errorf("websocket handshake: %w (HTTP status %s)", err, response.Status)
+	case err != nil:
 		return nil, fmt.Errorf("websocket handshake: %w", err)
 	}
 	return &webSocketConn{Conn: ws}, nil

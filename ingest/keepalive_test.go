@@ -38,8 +38,10 @@ type pingRig struct {
 
 func newPingRig(t *testing.T, keepAlive uint16) *pingRig {
 	ours, theirs := net.Pipe()
-	r := &pingRig{c: newConn(newIdleRig(t, nil, "mqtt://test").session, ours), peer: theirs,
-		requests: make(chan time.Time, 1000), result: make(chan error, 1)}
+	r := &pingRig{
+		c: newConn(newIdleRig(t, nil, "mqtt://test").session, ours), peer: theirs,
+		requests: make(chan time.Time, 1000), result: make(chan error, 1),
+	}
 	r.c.generation.Store(1)
 	r.c.session.conn = r.c
 	var ctx context.Context

@@ -3,7 +3,7 @@ package ingest
 import (
 	"bytes"
 	"io"
-	"log/slog"
+	"log/slog" //nolint:depguard // the broker takes no other logger
 	"net"
 	"sync"
 	"testing"

@@ -128,7 +128,7 @@ func (m *mosquitto) stop() {
 
 // eventually waits for a condition that others bring about. The bound is only there to end a test
 // that has failed; nothing is measured against it.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		if ok() {

@@ -31,8 +31,6 @@ func unhex(t testing.TB, s string) []byte {
 	return out
 }
 
-func ptr[T any](v T) *T { return &v }
-
 func TestDecodePublish(t *testing.T) {
 	tests := map[string]struct {
 		flags byte
@@ -43,16 +41,18 @@ func TestDecodePublish(t *testing.T) {
 		"empty payload":         {0x01, "0001 't' 00", publish{retain: true, topic: "t", payload: []byte{}}},
 		"QoS 1 has a packet id": {0x02, "0003 'a/b' 1234 00 'x'", publish{qos: 1, topic: "a/b", packetID: 0x1234, payload: []byte("x")}},
 		"QoS 2, DUP, retained":  {0x0D, "0003 'a/b' 0001 00", publish{dup: true, qos: 2, retain: true, topic: "a/b", packetID: 1, payload: []byte{}}},
-		"payload format":        {0x00, "0001 't' 02 01 01", publish{topic: "t", payloadFormat: ptr(byte(1)), payload: []byte{}}},
-		"message expiry":        {0x00, "0001 't' 05 02 00000e10", publish{topic: "t", messageExpiry: ptr(uint32(3600)), payload: []byte{}}},
+		"payload format":        {0x00, "0001 't' 02 01 01", publish{topic: "t", payloadFormat: new(byte(1)), payload: []byte{}}},
+		"message expiry":        {0x00, "0001 't' 05 02 00000e10", publish{topic: "t", messageExpiry: new(uint32(3600)), payload: []byte{}}},
 		"content type":          {0x00, "0001 't' 05 03 0002 'ct'", publish{topic: "t", contentType: "ct", payload: []byte{}}},
 		"response topic":        {0x00, "0001 't' 06 08 0003 'a/b'", publish{topic: "t", responseTopic: "a/b", payload: []byte{}}},
 		"correlation data":      {0x00, "0001 't' 05 09 0002 00ff", publish{topic: "t", correlationData: []byte{0, 0xFF}, payload: []byte{}}},
 		// [MQTT-3.3.4-4]; paho keeps only the last of them
 		"several subscription identifiers": {0x00, "0001 't' 05 0b 01 0b ac02", publish{topic: "t", subscriptionIDs: []uint32{1, 300}, payload: []byte{}}},
 		// [MQTT-3.3.2-18]: names repeat and order counts
-		"user properties": {0x00, "0001 't' 0e 26 0001'a' 0001'1' 26 0001'a' 0001'2' 'p'",
-			publish{topic: "t", userProperties: []mapping.UserProperty{{Name: "a", Value: "1"}, {Name: "a", Value: "2"}}, payload: []byte("p")}},
+		"user properties": {
+			0x00, "0001 't' 0e 26 0001'a' 0001'1' 26 0001'a' 0001'2' 'p'",
+			publish{topic: "t", userProperties: []mapping.UserProperty{{Name: "a", Value: "1"}, {Name: "a", Value: "2"}}, payload: []byte("p")},
+		},
 		"empty user property":                {0x00, "0001 't' 05 26 0000 0000", publish{topic: "t", userProperties: []mapping.UserProperty{{}}, payload: []byte{}}},
 		"byte order mark stays":              {0x00, "0004 efbbbf 't' 00", publish{topic: "\uFEFFt", payload: []byte{}}}, // [MQTT-1.5.4-3]
 		"control characters and $ are legal": {0x00, "0003 '$' 01 7f 00", publish{topic: "$\x01\x7F", payload: []byte{}}},
@@ -156,11 +156,22 @@ func FuzzDecodePublish(f *testing.F) {
 		flags byte
 		frame string
 	}{
-		{0x00, "0001 't' 00 'x'"}, {0x0D, "0003 'a/b' 0001 00"}, {0x02, "0001 't' 0000 00"}, {0x06, "0001 't' 0001 00"},
-		{0x00, "0001 't' 02 01 01"}, {0x00, "0001 't' 05 02 00000e10"}, {0x00, "0001 't' 05 0b 01 0b ac02 'p'"},
+		{0x00, "0001 't' 00 'x'"},
+		{0x0D, "0003 'a/b' 0001 00"},
+		{0x02, "0001 't' 0000 00"},
+		{0x06, "0001 't' 0001 00"},
+		{0x00, "0001 't' 02 01 01"},
+		{0x00, "0001 't' 05 02 00000e10"},
+		{0x00, "0001 't' 05 0b 01 0b ac02 'p'"},
 		{0x02, "0001 't' 0001 14 03 0002 'ct' 26 0001'a' 0001'1' 26 0001'a' 0001'2' 'p'"},
-		{0x00, "0001 't' 06 08 0003 'a/b'"}, {0x00, "0001 't' 05 09 0002 00ff 'p'"}, {0x00, "0001 't' 03 23 0001"},
-		{0x00, "0001 ff 00"}, {0x00, "0002 'a' 00 00"}, {0x00, "0003 'a/+' 00"}, {0x00, "0001 't' 8000 'x'"}, {0x00, "0001 't' 05 26"},
+		{0x00, "0001 't' 06 08 0003 'a/b'"},
+		{0x00, "0001 't' 05 09 0002 00ff 'p'"},
+		{0x00, "0001 't' 03 23 0001"},
+		{0x00, "0001 ff 00"},
+		{0x00, "0002 'a' 00 00"},
+		{0x00, "0003 'a/+' 00"},
+		{0x00, "0001 't' 8000 'x'"},
+		{0x00, "0001 't' 05 26"},
 	} {
 		f.Add(seed.flags, unhex(f, seed.frame))
 	}
@@ -185,7 +196,7 @@ func FuzzDecodePublish(f *testing.F) {
 		}
 		var lastID *int // paho keeps one
 		if n := len(ours.subscriptionIDs); n > 0 {
-			lastID = ptr(int(ours.subscriptionIDs[n-1]))
+			lastID = new(int(ours.subscriptionIDs[n-1]))
 		}
 		if ours.topic != p.Topic || ours.packetID != p.PacketID || ours.dup != p.Duplicate || ours.retain != p.Retain || ours.qos != p.QoS ||
 			!bytes.Equal(ours.payload, p.Payload) || ours.contentType != props.ContentType || ours.responseTopic != props.ResponseTopic ||
@@ -281,7 +292,7 @@ func wireFault(flags byte, frame []byte) string {
 }
 
 func wireVarint(b []byte) (v int, rest []byte, ok bool) {
-	for i := 0; i < min(4, len(b)); i++ {
+	for i := range min(4, len(b)) {
 		v |= int(b[i]&0x7F) << (7 * i)
 		if b[i] < 0x80 {
 			return v, b[i+1:], true

@@ -167,7 +167,7 @@ func (s *Session) Acknowledge(acks []Ack) error {
 	s.mu.Lock()
 	c := s.conn
 	s.mu.Unlock()
-	if c == nil || c.ctx.Err() != nil {
+	if c == nil || c.ended() {
 		return nil
 	}
 	if err := c.acknowledge(acks); err != nil {
@@ -193,7 +193,7 @@ func (s *Session) Close(ctx context.Context) error {
 	}
 	var errs []error
 	if first {
-		if c != nil && c.generation.Load() != 0 && c.ctx.Err() == nil {
+		if c != nil && c.generation.Load() != 0 && !c.ended() {
 			if err := c.barrier(ctx); err != nil {
 				errs = append(errs, fmt.Errorf("wait for the broker to see the acknowledgements: %w", err))
 			} else if err := s.publishStatus(ctx, c, manager, statusOffline); err != nil {
@@ -348,7 +348,7 @@ func (s *Session) attemptFailed(err error) {
 	var code byte
 	var refused *autopaho.ConnackError
 	var unreached *dialError
-	var old *notMQTT5
+	var old *versionError
 	text := err.Error()
 	if cause := errors.Unwrap(err); cause != nil {
 		text = cause.Error() // the URL is known
@@ -451,7 +451,7 @@ func (s *Session) connectionUp(manager *autopaho.ConnectionManager, _ *paho.Conn
 func (s *Session) connectionDown() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	cause := context.Cause(s.conn.ctx)
+	cause := s.conn.cause()
 	s.conn = nil
 	now := time.Now()
 	lifetime := now.Sub(s.status.ConnectedSince)
@@ -493,7 +493,7 @@ const (
 )
 
 func classify(cause error) (label string, code byte) {
-	var server *serverDisconnect
+	var server *disconnectError
 	var violation *packetError
 	var write *writeError
 	switch {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/url"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -18,7 +19,7 @@ import (
 
 // rig is a session under test with everything it delivered.
 type rig struct {
-	t        *testing.T
+	t        testing.TB
 	session  *Session
 	registry *prometheus.Registry
 	logs     *observer.ObservedLogs
@@ -40,7 +41,7 @@ func newRig(t *testing.T, change func(*Config), urls ...string) *rig {
 	return r
 }
 
-func newIdleRig(t *testing.T, change func(*Config), urls ...string) *rig {
+func newIdleRig(t testing.TB, change func(*Config), urls ...string) *rig {
 	t.Helper()
 	core, logs := observer.New(zapcore.DebugLevel)
 	r := &rig{t: t, registry: prometheus.NewRegistry(), logs: logs}
@@ -247,9 +248,9 @@ func (c *client) subscribe(filter string) {
 func (c *client) last(topic string) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for i := len(c.received) - 1; i >= 0; i-- {
-		if c.received[i].Topic == topic {
-			return string(c.received[i].Payload)
+	for _, p := range slices.Backward(c.received) {
+		if p.Topic == topic {
+			return string(p.Payload)
 		}
 	}
 	return ""

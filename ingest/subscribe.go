@@ -23,7 +23,7 @@ const (
 	// brokers take (AWS IoT Core: 8).
 	maxSubscribeFilters = 8
 
-	subscribeBackoffMin, subscribeBackoffMax = time.Second, time.Minute
+	subscribeLeast, subscribeMost = time.Second, time.Minute
 )
 
 // notAnswered is the text of a subscription whose SUBACK has not come yet.
@@ -43,11 +43,11 @@ func (s *Session) unanswered() []Subscription {
 // subscriptions while they keep the session (Mosquitto at every restart). A refused subscription
 // takes nothing from the others.
 func (s *Session) subscribe(c *conn, manager *autopaho.ConnectionManager) {
-	wait := subscribeBackoffMin
+	wait := subscribeLeast
 	for round := 0; ; round++ {
 		open, retry := s.subscribeOnce(c, manager)
 		if round == 0 {
-			if err := s.publishStatus(c.ctx, c, manager, statusOnline); err != nil && c.ctx.Err() == nil {
+			if err := s.publishStatus(c.ctx, c, manager, statusOnline); err != nil && !c.ended() {
 				s.log.Warn("the status could not be published", zap.Error(err))
 			}
 		}
@@ -59,7 +59,7 @@ func (s *Session) subscribe(c *conn, manager *autopaho.ConnectionManager) {
 			return
 		}
 		timer := time.NewTimer(jitter(wait/2, wait))
-		wait = min(2*wait, subscribeBackoffMax)
+		wait = min(2*wait, subscribeMost)
 		select {
 		case <-timer.C:
 		case <-c.ctx.Done():
@@ -84,7 +84,7 @@ func (s *Session) subscribeOnce(c *conn, manager *autopaho.ConnectionManager) (o
 	var chunk []int // indexes of subs
 	size := subscribeOverhead
 	send := func() {
-		if len(chunk) > 0 && c.ctx.Err() == nil {
+		if len(chunk) > 0 && !c.ended() {
 			s.subscribeChunk(c, manager, subs, chunk)
 		}
 		chunk, size = chunk[:0], subscribeOverhead
@@ -113,7 +113,7 @@ func (s *Session) subscribeOnce(c *conn, manager *autopaho.ConnectionManager) (o
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.conn != c || c.ctx.Err() != nil {
+	if s.conn != c || c.ended() {
 		return 0, false // the next connection begins anew
 	}
 	for i := range subs {
@@ -211,7 +211,7 @@ func (s *Session) statusTopic() string { return s.cfg.StatusTopic + "/" + s.clie
 
 // publishStatus publishes the retained status, if one is configured.
 func (s *Session) publishStatus(ctx context.Context, c *conn, manager *autopaho.ConnectionManager, status string) error {
-	if s.cfg.StatusTopic == "" || c.ctx.Err() != nil {
+	if s.cfg.StatusTopic == "" || c.ended() {
 		return nil
 	}
 	s.mu.Lock()

@@ -57,7 +57,7 @@ func (f *tlsFiles) config(host string) (*tls.Config, error) {
 }
 
 func readPool(file string) (*x509.CertPool, error) {
-	pem, err := os.ReadFile(file)
+	pem, err := os.ReadFile(file) //nolint:gosec // the operator names the file
 	if err != nil {
 		return nil, fmt.Errorf("read ca file: %w", err)
 	}
