@@ -45,12 +45,22 @@ func (s *service) newPipeline(lease *store.Lease, log *zap.Logger) (*pipeline, e
 
 // deliver maps a message and hands it to the writer. It never waits: keepalive is behind it.
 func (p *pipeline) deliver(_ context.Context, d *ingest.Delivery) {
-	p.heldBytes.Add(int64(d.Size))
+	outcomes := p.routes.Map(&d.Message, nil)
+	// The rows wait in memory as well, and EACH can make many of a small message.
+	rows := 0
+	for i := range outcomes {
+		for j := range outcomes[i].Rows {
+			rows += len(outcomes[i].Rows[j].Fields)
+		}
+	}
+	p.budget.Charge(int64(rows))
+	size := d.Size + rows
+	p.heldBytes.Add(int64(size))
 	if d.Message.QoS > 0 {
 		p.owed.Add(1)
 	}
 	p.writer.Enqueue(store.Entry{
-		Message: &d.Message, Outcomes: p.routes.Map(&d.Message, nil), Size: d.Size, ReceivedAt: d.Message.ReceivedAt,
+		Message: &d.Message, Outcomes: outcomes, Size: size, ReceivedAt: d.Message.ReceivedAt,
 		PacketID: d.PacketID, Dup: d.Dup, Connection: d.Connection,
 	})
 }
