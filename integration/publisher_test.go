@@ -128,11 +128,12 @@ func (p *publisher) sendAll(ctx context.Context, t *testing.T, messages []messag
 	t.Helper()
 	queue := make(chan message)
 	var workers sync.WaitGroup
+	var failed atomic.Pointer[error]
 	for range 12 {
 		workers.Go(func() {
 			for m := range queue {
 				if err := p.send(ctx, m); err != nil {
-					t.Errorf("the publisher gave up: %v", err)
+					failed.CompareAndSwap(nil, &err)
 				}
 			}
 		})
@@ -142,6 +143,9 @@ func (p *publisher) sendAll(ctx context.Context, t *testing.T, messages []messag
 	}
 	close(queue)
 	workers.Wait()
+	if err := failed.Load(); err != nil {
+		t.Errorf("the publisher gave up: %v", *err)
+	}
 }
 
 // stream is a publication that goes on in the background of a scenario.
@@ -160,7 +164,7 @@ func (p *publisher) startStream(ctx context.Context, t *testing.T, messages []me
 		ticker := time.NewTicker(beat)
 		defer ticker.Stop()
 		start := time.Now()
-		for len(messages) > 0 {
+		for len(messages) > 0 && ctx.Err() == nil { // it ends before its time when the test has failed
 			<-ticker.C
 			due := int(time.Since(start).Seconds()*float64(perSecond)) - int(s.sent.Load())
 			due = min(max(due, 0), len(messages))

@@ -114,7 +114,7 @@ func eventually(t *testing.T, what string, come func() (bool, string)) {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited %v in vain until %s; the last state: %s", patience, what, state)
 		}
-		time.Sleep(50 * time.Millisecond)
+		time.Sleep(10 * time.Millisecond)
 	}
 }
 
@@ -170,7 +170,7 @@ func waitSettled(t *testing.T, bridge *provider.Bridge, received map[string]int)
 // whatever the broker meant to send again has been sent.
 func waitQuiet(t *testing.T, bridge *provider.Bridge) {
 	t.Helper()
-	const beats = 20
+	const beats = 50
 	quiet, before := 0, -1.0
 	eventually(t, "the bridge has nothing left to do", func() (bool, string) {
 		m := scrape(t, bridge)
