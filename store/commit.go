@@ -15,6 +15,10 @@ import (
 	"go.uber.org/zap"
 )
 
+// probeLockTimeout is how long a parked table is waited for when it is tried again: every batch of the
+// other routes waits with it.
+const probeLockTimeout = time.Second
+
 // outcome is what an attempt made of a batch, true once it is committed.
 type outcome struct {
 	tallies tallies
@@ -83,6 +87,7 @@ func (w *Writer) attempt(ctx context.Context, b *batch) (*outcome, error) {
 
 	o := &outcome{tallies: tallies{}, letters: append([]deadLetter(nil), b.letters...)}
 	var live []*insertion
+	lockTimeout := w.cfg.lockTimeout
 	for i := range b.groups {
 		g := &b.groups[i]
 		p, parked, err := w.tables.prepare(ctx, g.route)
@@ -97,6 +102,9 @@ func (w *Writer) attempt(ctx context.Context, b *batch) (*outcome, error) {
 			o.letters = append(o.letters, b.refuse(g, g.units, ReasonTableUnusable, parked)...)
 			continue
 		}
+		if w.tables.probing(g.route) {
+			lockTimeout = min(lockTimeout, probeLockTimeout) // the others have waited long enough for this table
+		}
 		in := w.insertion(g.route)
 		in.prepare(p, g.units)
 		live = append(live, in)
@@ -109,10 +117,10 @@ func (w *Writer) attempt(ctx context.Context, b *batch) (*outcome, error) {
 	defer conn.Release()
 	progress()
 
-	err = w.insertAll(ctx, conn.Conn().PgConn(), live, o)
+	err = w.insertAll(ctx, conn.Conn().PgConn(), w.guard(lockTimeout), live, o)
 	if failed := (*attemptError)(nil); errors.As(err, &failed) && failed.verdict == verdictData {
 		progress()
-		err = w.isolate(ctx, progress, conn.Conn().PgConn(), b, live, o)
+		err = w.isolate(ctx, progress, conn.Conn().PgConn(), w.guard(lockTimeout), b, live, o)
 	}
 	if err != nil {
 		// Whatever state the connection is in, the next attempt begins on a fresh one.
@@ -138,7 +146,7 @@ func (w *Writer) bounded(ctx context.Context) (_ context.Context, progress func(
 
 // guard is the statement that every transaction begins with: limits for this transaction alone, and
 // the fence.
-func (w *Writer) guard() *statement {
+func (w *Writer) guard(lockTimeout time.Duration) *statement {
 	s := &statement{
 		// synchronous_commit=off would report commits that a crash of the server can still lose, and
 		// an acknowledged message must not be among them. The keepalives make the server notice
@@ -146,7 +154,7 @@ func (w *Writer) guard() *statement {
 		sql: `select set_config('lock_timeout', $1, true), set_config('idle_in_transaction_session_timeout', $2, true),` +
 			` set_config('synchronous_commit', case current_setting('synchronous_commit') when 'off' then 'local' else current_setting('synchronous_commit') end, true),` +
 			` set_config('tcp_keepalives_idle', '15', true), set_config('tcp_keepalives_interval', '5', true), set_config('tcp_keepalives_count', '3', true)`,
-		params: [][]byte{milliseconds(w.cfg.lockTimeout), milliseconds(w.cfg.attemptTimeout)},
+		params: [][]byte{milliseconds(lockTimeout), milliseconds(w.cfg.attemptTimeout)},
 		oids:   []uint32{pgtype.TextOID, pgtype.TextOID},
 		text:   true,
 	}
@@ -161,8 +169,8 @@ func (w *Writer) guard() *statement {
 func milliseconds(d time.Duration) []byte { return strconv.AppendInt(nil, d.Milliseconds(), 10) }
 
 // insertAll is the usual way: everything in one round trip.
-func (w *Writer) insertAll(ctx context.Context, conn *pgconn.PgConn, live []*insertion, o *outcome) error {
-	statements := []*statement{w.guard()}
+func (w *Writer) insertAll(ctx context.Context, conn *pgconn.PgConn, guard *statement, live []*insertion, o *outcome) error {
+	statements := []*statement{guard}
 	owner := []*insertion{nil}
 	for _, in := range live {
 		for _, s := range in.parts {

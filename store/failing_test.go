@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -59,12 +60,16 @@ func TestParking(t *testing.T) {
 			`alter table telemetry drop temperature; alter table telemetry add temperature float8`,
 			"column temperature is bytea, the route writes float8",
 		},
-		{"generated column", `alter table telemetry drop temperature; alter table telemetry add temperature float8 generated always as (1) stored`,
-			`alter table telemetry drop temperature`, "column temperature is generated"},
+		{
+			"generated column", `alter table telemetry drop temperature; alter table telemetry add temperature float8 generated always as (1) stored`,
+			`alter table telemetry drop temperature`, "column temperature is generated",
+		},
 		{"no key column", `alter table telemetry rename message_id to id`, `alter table telemetry rename id to message_id`, "has no column message_id"},
 		{"a sequence", `drop table telemetry; create sequence telemetry`, `drop sequence telemetry`, "neither a table nor a view"},
-		{"a view", `alter table telemetry rename to real; create view telemetry as select * from real limit 1`,
-			`drop view telemetry; alter table real rename to telemetry`, "cannot insert into view"},
+		{
+			"a view", `alter table telemetry rename to real; create view telemetry as select * from real limit 1`,
+			`drop view telemetry; alter table real rename to telemetry`, "cannot insert into view",
+		},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -135,7 +140,12 @@ func TestLockedTableIsParked(t *testing.T) {
 	if err := tx.Rollback(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	l.renew(impatient(t), nil)
+	patient := impatient(t)
+	patient.lockTimeout = 7 * time.Second
+	execute(t, pool, `create table seen (lock text); create function note() returns trigger language plpgsql as $$ begin
+		insert into seen values (current_setting('lock_timeout')); return new; end $$;
+		create trigger note before insert on telemetry for each row execute function note()`)
+	l.renew(patient, nil)
 	eventually(t, "the next probe is due", func() bool {
 		l.tables.mu.Lock()
 		defer l.tables.mu.Unlock()
@@ -144,6 +154,12 @@ func TestLockedTableIsParked(t *testing.T) {
 	l.send("devices/a/telemetry", reading(2, 1))
 	l.flush()
 	l.want("telemetry", 2, 1, 0, 0)
+	l.renew(patient, nil)
+	l.send("devices/a/telemetry", reading(3, 1))
+	l.flush()
+	if got := list[string](t, pool, `select lock from seen`); !slices.Equal(got, []string{"1s", "7s"}) {
+		t.Errorf("locks were waited for %q, want a short time for the probe and the usual one afterwards", got)
+	}
 }
 
 // TestForeignRowIsWaitedFor: another transaction has inserted the same key and is not done. The table

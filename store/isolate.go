@@ -19,10 +19,10 @@ type isolation struct {
 	outcome  *outcome
 }
 
-func (w *Writer) isolate(ctx context.Context, progress func(), conn *pgconn.PgConn, b *batch, live []*insertion, o *outcome) error {
+func (w *Writer) isolate(ctx context.Context, progress func(), conn *pgconn.PgConn, guard *statement, b *batch, live []*insertion, o *outcome) error {
 	is := &isolation{writer: w, conn: conn, progress: progress, batch: b, outcome: o}
 	// Deferred constraints must speak up while it is still known whose row they speak of.
-	_, err := run(ctx, conn, []*statement{{sql: "begin"}, w.guard(), {sql: "set constraints all immediate"}})
+	_, err := run(ctx, conn, []*statement{{sql: "begin"}, guard, {sql: "set constraints all immediate"}})
 	if err != nil {
 		return judged(fmt.Errorf("begin isolation: %w", err), nil, false)
 	}

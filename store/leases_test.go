@@ -26,15 +26,22 @@ type replica struct {
 	causes  []error       // why holds ended
 	taken   int           // how many holds began
 	linger  time.Duration // how long a hold works on after its context ended
+	ending  int           // holds whose context has ended
+	most    int           // of ending, at any time
 }
 
 const testTTL = 600 * time.Millisecond
 
 func startReplica(t *testing.T, pool *pgxpool.Pool, name string, sessions int) *replica {
 	t.Helper()
+	return startReplicaWith(t, pool, name, sessions, testTTL)
+}
+
+func startReplicaWith(t *testing.T, pool *pgxpool.Pool, name string, sessions int, ttl time.Duration) *replica {
+	t.Helper()
 	r := &replica{t: t, holding: map[int]int64{}, ended: make(chan struct{})}
 	r.leases = NewLeases(pool, LeaseConfig{
-		ShareName: "share", Sessions: sessions, Owner: name, Heartbeat: 40 * time.Millisecond, TTL: testTTL,
+		ShareName: "share", Sessions: sessions, Owner: name, Heartbeat: 40 * time.Millisecond, TTL: ttl,
 		Log: zaptest.NewLogger(t).Named(name), Metrics: NewMetrics(prometheus.NewRegistry()),
 	})
 	ctx, cancel := context.WithCancelCause(context.Background())
@@ -56,11 +63,14 @@ func (r *replica) hold(ctx context.Context, lease *Lease) {
 	r.mu.Unlock()
 	<-ctx.Done()
 	r.mu.Lock()
+	r.ending++
+	r.most = max(r.most, r.ending)
 	linger := r.linger
 	r.mu.Unlock()
 	time.Sleep(linger)
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.ending--
 	delete(r.holding, lease.Index)
 	r.causes = append(r.causes, context.Cause(ctx))
 }
@@ -205,6 +215,40 @@ func TestHotStandby(t *testing.T) {
 func crashed(t *testing.T, pool *pgxpool.Pool, name string, ago time.Duration) {
 	t.Helper()
 	execute(t, pool, `insert into bridge.replicas (id, share_name, host, heartbeat_at) values ($1, 'share', 'h', now() - $2 * interval '1 second')`, name, ago.Seconds())
+}
+
+// TestOwnersRenewFirst is the end of an outage as a replica sees it that is back before the others: all
+// heartbeats are old, and it must not take what an owner is about to renew.
+func TestOwnersRenewFirst(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	crashed(t, pool, "owner", time.Hour)
+	execute(t, pool, `insert into bridge.sessions (share_name, index, client_id, owner, epoch) values ('share', 0, 'share-0', 'owner', 4)`)
+	a := startReplicaWith(t, pool, "a", 1, 10*time.Second)
+	beats(t, pool, "a", 3)
+	execute(t, pool, `update bridge.replicas set heartbeat_at = now() + interval '1 hour' where id = 'owner'`)
+	beats(t, pool, "a", 3)
+	if n := a.began(); n != 0 {
+		t.Error("the session was taken before its owner could renew")
+	}
+}
+
+// TestSessionsAreHandedOverOneByOne, however long each takes.
+func TestSessionsAreHandedOverOneByOne(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	a := startReplica(t, pool, "a", 6)
+	a.mu.Lock()
+	a.linger = 150 * time.Millisecond
+	a.mu.Unlock()
+	shared(t, []int{6}, a)
+	b := startReplica(t, pool, "b", 6)
+	shared(t, []int{3, 3}, a, b)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.most != 1 {
+		t.Errorf("%d sessions were handed over at once", a.most)
+	}
 }
 
 func TestOrphansAreTakenOver(t *testing.T) {

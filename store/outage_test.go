@@ -6,11 +6,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mqttpg/bridge/integration/localpg"
-	"github.com/mqttpg/bridge/migrations"
-
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/mqttpg/bridge/integration/localpg"
+	"github.com/mqttpg/bridge/migrations"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 )
 
 // ownServer starts a server that the test may stop, with a migrated database.
@@ -147,6 +147,36 @@ func TestReadOnlyDatabase(t *testing.T) {
 	if f := l.tables.Failing(); len(f) != 0 {
 		t.Errorf("a read-only database was blamed on the table: %v", f)
 	}
+}
+
+// TestFailoverDropsOldConnections: after one refusal no other connection to the old primary is tried.
+func TestFailoverDropsOldConnections(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	l := newLine(t, pool, impatient(t), nil, telemetry)
+	if err := l.tables.Ensure(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	var conns []*pgxpool.Conn
+	for range 6 {
+		conn, err := pool.Acquire(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Exec(context.Background(), `set default_transaction_read_only = on`); err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, conn)
+	}
+	for _, conn := range conns {
+		conn.Release()
+	}
+	l.send("devices/a/telemetry", reading(1, 1))
+	l.flush()
+	if n := testutil.ToFloat64(l.metrics.retries.WithLabelValues("25")); n != 1 {
+		t.Errorf("%g attempts were refused, want 1", n)
+	}
+	l.want("telemetry", 1, 1, 0, 0)
 }
 
 // TestTerminatedBackends kills the writer's connections again and again under a stream.

@@ -136,6 +136,14 @@ func (t *Tables) prepare(ctx context.Context, route *mapping.Route) (_ *plan, pa
 	return t.state(route).plan, "", nil
 }
 
+// probing says that a route is parked: an insert that is made all the same is a probe.
+func (t *Tables) probing(route *mapping.Route) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.state(route)
+	return s.reason != "" && t.parked(s)
+}
+
 // parked says that a failing route has had its time. Called with mu held.
 func (t *Tables) parked(s *tableState) bool { return time.Since(s.failingSince) >= t.cfg.ParkAfter }
 

@@ -40,7 +40,7 @@ func TestEnsureMakesTheTable(t *testing.T) {
 		where table_schema = 'iot' and table_name = 'readings' order by ordinal_position`)
 	want := []string{
 		"device_id text NO", "time timestamptz NO", "message_id uuid NO", "received_at timestamptz NO", "topic text NO",
-		"temperature float8 YES", "status text YES", "payload jsonb YES",
+		"temperature float8 YES", "status text YES", "payload jsonb YES", "payload_bytes bytea YES",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("columns %q, want %q", got, want)

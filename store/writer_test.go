@@ -194,6 +194,9 @@ func TestRejectionsAndUnroutedMessagesBecomeDeadLetters(t *testing.T) {
 	if want := `{"content_type": "application/json", "user_properties": [["b", "1"], ["a", "2"], ["b", "3��"]], "correlation_data": "AAE="}`; properties != want {
 		t.Errorf("properties %s, want %s", properties, want)
 	}
+	if n := value[int](t, pool, `select count(*)::int from bridge.dead_letters where substr(id::text, 15, 1) = '7' and substr(id::text, 20, 1) in ('8', '9', 'a', 'b')`); n != 2 {
+		t.Errorf("%d of two ids are UUIDv7", n)
+	}
 	if n := value[int](t, pool, `select count(*)::int from bridge.dead_letters where route = 'none' and topic = 'elsewhere' and payload = '' and reason = 'no_route'`); n != 1 {
 		t.Errorf("%d letters without a route, want 1", n)
 	}
