@@ -116,7 +116,7 @@ func withConnection(t *testing.T, databaseURL string, do func(context.Context, *
 	if err != nil {
 		t.Fatalf("connect to the database: %v", err)
 	}
-	defer conn.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing of ours hangs on it
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
 	if err := do(ctx, conn); err != nil {
 		t.Fatalf("database: %v", err)
 	}

@@ -3,8 +3,7 @@
 package integration
 
 import (
-	"io"
-	"log/slog"
+	"log/slog" //nolint:depguard // the embedded broker takes no other logger
 	"net/http"
 	"slices"
 	"strings"
@@ -37,7 +36,7 @@ func TestSubscriptionRefused(t *testing.T) {
 	t.Parallel()
 	rule := &gate{}
 	rule.forbidden.Store(true)
-	server := mochi.New(&mochi.Options{Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	server := mochi.New(&mochi.Options{Logger: slog.New(slog.DiscardHandler)})
 	if err := server.AddHook(rule, nil); err != nil {
 		t.Fatalf("broker: %v", err)
 	}

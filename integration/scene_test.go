@@ -4,7 +4,6 @@ package integration
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"net/http"
@@ -187,17 +186,4 @@ func waitQuiet(t *testing.T, bridge *provider.Bridge) {
 func connects(t *testing.T, broker *provider.Broker, clientID string) int {
 	t.Helper()
 	return strings.Count(broker.Logs(t.Context()), " as "+clientID+" (")
-}
-
-// brokerStates are the states of the sessions in /health.
-func brokerHealth(t *testing.T, bridge *provider.Bridge) []map[string]any {
-	t.Helper()
-	_, body := page(t, bridge, "/health")
-	var health struct {
-		Broker json.RawMessage `json:"broker"`
-	}
-	must(t, json.Unmarshal([]byte(body), &health))
-	var sessions []map[string]any
-	must(t, json.Unmarshal(health.Broker, &sessions))
-	return sessions
 }
