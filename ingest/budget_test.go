@@ -6,6 +6,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 func TestBudgetTry(t *testing.T) {
@@ -110,14 +111,23 @@ func TestBudgetGivesUpWithItsContext(t *testing.T) {
 
 // A grant that meets the end of the waiter's context must not be lost, whoever wins.
 func TestBudgetGrantRacesWithContext(t *testing.T) {
-	for range 2000 {
+	for range 20 {
 		b := NewBudget(1)
 		b.TryAcquire(1)
 		ctx, cancel := context.WithCancel(context.Background())
-		result := make(chan error)
+		result := make(chan error, 1)
 		go func() { result <- b.Acquire(ctx, 1) }()
-		go cancel()
-		b.Release(1)
+		eventually(t, "somebody waits", func() bool {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			return len(b.waiters) == 1
+		})
+		b.mu.Lock()
+		cancel()
+		time.Sleep(time.Millisecond) // the waiter has seen the end of its context and wants the lock
+		b.used--
+		b.grant()
+		b.mu.Unlock()
 		if err := <-result; err == nil {
 			b.Release(1)
 		}

@@ -303,9 +303,6 @@ func (c *conn) publish(flags byte, length int) error {
 // broker's sending comes to a halt by TCP's own means, and only our PINGREQs go on.
 func (c *conn) admit(qos byte, size int64) (bool, error) {
 	s := c.session
-	if qos > 0 && s.stopping.Err() != nil {
-		return false, nil // left unacknowledged: the broker keeps it
-	}
 	if s.cfg.Budget.TryAcquire(size) {
 		return true, nil
 	}

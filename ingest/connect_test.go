@@ -531,6 +531,9 @@ func TestLifeCycle(t *testing.T) {
 		broker := startMosquitto(t, "")
 		r := newRig(t, nil, broker.url())
 		r.awaitState(StateSubscribed)
+		r.session.mu.Lock()
+		c := r.session.conn
+		r.session.mu.Unlock()
 		var wg sync.WaitGroup
 		for range 2 {
 			wg.Go(func() {
@@ -542,6 +545,9 @@ func TestLifeCycle(t *testing.T) {
 		wg.Wait()
 		if err := <-r.ran; err != nil {
 			t.Error(err)
+		}
+		if !errors.Is(c.cause(), errLeft) { // or it was cut, and the broker may miss the DISCONNECT
+			t.Errorf("the connection ended by %v", c.cause())
 		}
 	})
 	t.Run("the broker does not answer any more", func(t *testing.T) {
