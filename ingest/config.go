@@ -67,6 +67,10 @@ type Delivery struct {
 	Dup        bool   // the broker sent this packet id before, in this session [MQTT-3.3.1-1]
 	Connection uint64 // generation: rises with every CONNACK of this Session
 
+	// Incarnation rises with every CONNACK that says Session Present 0: what packet identifiers meant
+	// before is void then. 0: the broker still has the session that it had before this Session.
+	Incarnation uint64
+
 	// SubscriptionIDs are the identifiers of the subscriptions that this copy answers; empty where
 	// the subscription carried none.
 	SubscriptionIDs []uint32

@@ -78,11 +78,12 @@ type conn struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 
-	generation atomic.Uint64 // 0 until CONNACK
-	keepAlive  keepAlive
-	leaving    atomic.Bool   // DISCONNECT is about to be sent: what still comes is not for us
-	readEnded  chan struct{} // closed when Read has returned an error
-	endRead    sync.Once
+	generation  atomic.Uint64 // 0 until CONNACK
+	incarnation uint64        // of the broker session; of the reading goroutine, set with generation
+	keepAlive   keepAlive
+	leaving     atomic.Bool   // DISCONNECT is about to be sent: what still comes is not for us
+	readEnded   chan struct{} // closed when Read has returned an error
+	endRead     sync.Once
 
 	// Of the reading goroutine.
 	reader    *bufio.Reader
@@ -288,6 +289,7 @@ func (c *conn) publish(flags byte, length int) error {
 		PacketID:        p.packetID,
 		Dup:             p.dup,
 		Connection:      c.generation.Load(),
+		Incarnation:     c.incarnation,
 		SubscriptionIDs: p.subscriptionIDs,
 		Size:            size,
 	})

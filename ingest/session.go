@@ -44,16 +44,17 @@ type Session struct {
 	done    chan struct{} // closed when Run returns
 	tasks   sync.WaitGroup
 
-	mu         sync.Mutex
-	status     Status // the parts that are not conn's
-	manager    *autopaho.ConnectionManager
-	conn       *conn // from dialling to the end of the connection
-	generation uint64
-	known      bool   // there was a CONNACK: the broker has, or had, this session
-	lostReason string // why the last connection ended, as a metric label
-	backoff    backoff
-	started    bool
-	leaving    bool // no new connections
+	mu          sync.Mutex
+	status      Status // the parts that are not conn's
+	manager     *autopaho.ConnectionManager
+	conn        *conn // from dialling to the end of the connection
+	generation  uint64
+	incarnation uint64
+	known       bool   // there was a CONNACK: the broker has, or had, this session
+	lostReason  string // why the last connection ended, as a metric label
+	backoff     backoff
+	started     bool
+	leaving     bool // no new connections
 }
 
 // New returns a session for the client id given. The error names every mistake in cfg. Each session
@@ -380,6 +381,10 @@ func (s *Session) accepted(c *conn, ack *packets.Connack) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.generation++
+	if !ack.SessionPresent {
+		s.incarnation++
+	}
+	c.incarnation = s.incarnation
 	c.generation.Store(s.generation)
 
 	st := &s.status

@@ -14,7 +14,11 @@ type batch struct {
 	entries []Entry
 	groups  []group      // rows, one group per route, in the order every replica writes them in
 	letters []deadLetter // what the routes rejected
-	skipped tallies
+	settled tallies      // without rows: skipped, or known to the ledger
+	record  record       // for the ledger
+
+	// presumed is the outcome of the last attempt that failed: what counts if it was committed after all.
+	presumed *outcome
 }
 
 // group is the rows of one route.
@@ -23,11 +27,25 @@ type group struct {
 	units []unit
 }
 
-func newBatch(entries []Entry) *batch {
-	b := &batch{entries: entries, skipped: tallies{}}
+// newBatch sorts entries out. Redeliveries that the ledger knows are settled by that, whatever the
+// routes would make of them now; it may be nil.
+func newBatch(entries []Entry, known *ledger) *batch {
+	b := &batch{entries: entries, settled: tallies{}}
+	if known != nil {
+		known.arrive(entries[0].Incarnation)
+		b.record = record{batch: known.batch, incarnation: known.incarnation, first: known.next}
+	}
 	position := map[*mapping.Route]int{}
 	for i := range entries {
 		e := &entries[i]
+		if known != nil && e.Message.QoS > 0 {
+			hash := known.hash(e.Message)
+			if known.redelivery(e, hash) {
+				b.redelivered(e)
+				continue
+			}
+			b.record.add(e.PacketID, hash)
+		}
 		if len(e.Outcomes) == 0 {
 			b.letters = append(b.letters, deadLetter{entry: e, route: noRoute, reason: mapping.ReasonNoRoute, detail: "no route matches the topic"})
 		}
@@ -45,9 +63,12 @@ func newBatch(entries []Entry) *batch {
 				}
 				b.groups[at].units = append(b.groups[at].units, unit{entry: i, rows: outcome.Rows})
 			default:
-				b.skipped.of(outcome.Route.Name).skipped[cmp.Or(outcome.Skip, mapping.SkipNoRows)]++
+				b.settled.of(outcome.Route.Name).skipped[cmp.Or(outcome.Skip, mapping.SkipNoRows)]++
 			}
 		}
+	}
+	if len(b.record.packetIDs) > 0 {
+		known.batch++
 	}
 	slices.SortFunc(b.groups, func(x, y group) int {
 		return cmp.Or(
@@ -57,6 +78,16 @@ func newBatch(entries []Entry) *batch {
 		)
 	})
 	return b
+}
+
+// redelivered counts a message whose outcome is committed already.
+func (b *batch) redelivered(e *Entry) {
+	if len(e.Outcomes) == 0 {
+		b.settled.of(noRoute).duplicate++
+	}
+	for i := range e.Outcomes {
+		b.settled.of(e.Outcomes[i].Route.Name).duplicate++
+	}
 }
 
 // refuse makes dead letters of a group's units.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"strconv"
 	"time"
 
@@ -38,10 +37,9 @@ func (e *attemptError) Unwrap() error { return e.err }
 
 // commit tries until the batch is committed, the lease is lost or ctx is done.
 //
-// An attempt whose connection died after the Sync was sent may have been committed: nobody knows.
-// It is repeated like any other. Row ids and dead letter ids are the same in every attempt, so that
-// tables with a unique key take the batch once; its messages then count as duplicates. Tables
-// without such a key, and a process that dies before it can repeat, need the delivery ledger.
+// An attempt whose connection died after the Sync was sent may have been committed: nobody knows. The
+// next one first looks whether the batch stands in the ledger. Should the server still be at it by
+// then, the number of the batch, which is unique, makes the next attempt wait for it and then fail.
 func (w *Writer) commit(ctx context.Context, b *batch) (*outcome, error) {
 	pause := w.cfg.retryMin
 	for {
@@ -71,10 +69,8 @@ func (w *Writer) commit(ctx context.Context, b *batch) (*outcome, error) {
 		}
 		w.log.Warn("batch not committed, trying again", zap.Error(err), zap.String("class", errorClass(err)),
 			zap.Int("messages", len(b.entries)), zap.Duration("pause", pause))
-		select {
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		case <-time.After(pause/2 + rand.N(pause)): //nolint:gosec // jitter, no secret: it keeps replicas from returning in step
+		if err := pauseFor(ctx, pause); err != nil {
+			return nil, err
 		}
 		pause = min(2*pause, w.cfg.retryMax)
 	}
@@ -117,12 +113,28 @@ func (w *Writer) attempt(ctx context.Context, b *batch) (*outcome, error) {
 	defer conn.Release()
 	progress()
 
-	err = w.insertAll(ctx, conn.Conn().PgConn(), w.guard(lockTimeout), live, o)
+	if b.presumed != nil {
+		committed, err := b.record.committed(ctx, conn.Conn(), w.cfg.Schema, w.fence)
+		if err != nil {
+			_ = conn.Conn().Close(ctx)
+			return nil, err
+		}
+		if committed {
+			w.log.Info("batch was committed by an attempt whose answer got lost", zap.Int64("batch", b.record.batch))
+			return b.presumed, nil
+		}
+		progress()
+	}
+	err = w.insertAll(ctx, conn.Conn().PgConn(), w.guard(lockTimeout), b, live, o)
 	if failed := (*attemptError)(nil); errors.As(err, &failed) && failed.verdict == verdictData {
 		progress()
 		err = w.isolate(ctx, progress, conn.Conn().PgConn(), w.guard(lockTimeout), b, live, o)
 	}
 	if err != nil {
+		refused := (*pgconn.PgError)(nil)
+		if len(b.record.packetIDs) > 0 && (b.presumed == nil || !errors.As(err, &refused)) {
+			b.presumed = presume(b, live, o)
+		}
 		// Whatever state the connection is in, the next attempt begins on a fresh one.
 		_ = conn.Conn().Close(ctx)
 		return nil, err
@@ -131,6 +143,25 @@ func (w *Writer) attempt(ctx context.Context, b *batch) (*outcome, error) {
 		w.tables.succeeded(in.plan.route)
 	}
 	return o, nil
+}
+
+// presume is the outcome of an attempt, should it turn out to have been committed although its answer
+// got lost: which rows were there before is not known any more, so all count as written.
+func presume(b *batch, live []*insertion, o *outcome) *outcome {
+	p := &outcome{tallies: tallies{}, letters: o.letters}
+	for _, in := range live {
+		t := p.tallies.of(in.plan.route.Name)
+		for _, u := range b.groupOf(in).units {
+			t.written++
+			t.rows += uint64(len(u.rows))
+		}
+		for i := range o.letters {
+			if l := &o.letters[i]; l.reason == ReasonDatabase && l.route == in.plan.route.Name {
+				t.written--
+			}
+		}
+	}
+	return p
 }
 
 // bounded ends the context when no round trip has ended for the time of an attempt. An attempt with
@@ -169,9 +200,10 @@ func (w *Writer) guard(lockTimeout time.Duration) *statement {
 func milliseconds(d time.Duration) []byte { return strconv.AppendInt(nil, d.Milliseconds(), 10) }
 
 // insertAll is the usual way: everything in one round trip.
-func (w *Writer) insertAll(ctx context.Context, conn *pgconn.PgConn, guard *statement, live []*insertion, o *outcome) error {
-	statements := []*statement{guard}
-	owner := []*insertion{nil}
+func (w *Writer) insertAll(ctx context.Context, conn *pgconn.PgConn, guard *statement, b *batch, live []*insertion, o *outcome) error {
+	// The ledger comes first: a batch that stands there already fails before it writes a row.
+	statements := append([]*statement{guard}, b.record.statements(w.cfg.Schema, w.fence)...)
+	owner := make([]*insertion, len(statements))
 	for _, in := range live {
 		for _, s := range in.parts {
 			statements, owner = append(statements, &s.statement), append(owner, in)

@@ -13,10 +13,12 @@ type Entry struct {
 	Size       int               // bytes charged to the budget, and counted against Config.MaxBytes
 	ReceivedAt time.Time         // as the message's, for the latency
 
-	// Where the acknowledgement goes; the writer only hands it back.
-	PacketID   uint16
-	Dup        bool
-	Connection uint64
+	// What the delivery ledger tells redeliveries by.
+	PacketID    uint16
+	Dup         bool
+	Incarnation uint64 // rises when the broker has lost the session; 0: it is the one the last owner left
+
+	Connection uint64 // where the acknowledgement goes; the writer only hands it back
 
 	enqueuedAt time.Time
 }

@@ -27,12 +27,12 @@ func (w *Writer) isolate(ctx context.Context, progress func(), conn *pgconn.PgCo
 		return judged(fmt.Errorf("begin isolation: %w", err), nil, false)
 	}
 	for _, in := range live {
-		group := w.groupOf(b, in)
+		group := b.groupOf(in)
 		if err := is.halve(ctx, in, group, group.units); err != nil {
 			return err
 		}
 	}
-	closing := []*statement{}
+	closing := b.record.statements(w.cfg.Schema, w.fence)
 	letters, err := insertDeadLetters(w.cfg.Schema, o.letters)
 	if err != nil {
 		return err
@@ -46,7 +46,7 @@ func (w *Writer) isolate(ctx context.Context, progress func(), conn *pgconn.PgCo
 	return nil
 }
 
-func (w *Writer) groupOf(b *batch, in *insertion) *group {
+func (b *batch) groupOf(in *insertion) *group {
 	for i := range b.groups {
 		if b.groups[i].route == in.plan.route {
 			return &b.groups[i]

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"strconv"
 	"sync"
 	"time"
@@ -40,7 +41,9 @@ type Writer struct {
 	ended    bool
 	status   WriterStatus
 
-	insertions map[*mapping.Route]*insertion // of Run alone
+	// Of Run alone.
+	insertions map[*mapping.Route]*insertion
+	ledger     *ledger // nil without a fence: who shares a session cannot keep its ledger
 }
 
 // WriterStatus is what a writer is doing.
@@ -121,18 +124,58 @@ func (w *Writer) Run(ctx context.Context) error {
 	w.metrics.add(w)
 	defer w.metrics.remove(w)
 	defer w.end()
+	if err := w.openLedger(ctx); err != nil {
+		return err
+	}
 	for {
 		entries, err := w.collect(ctx)
 		if err != nil || len(entries) == 0 {
 			return err
 		}
 		started := time.Now()
-		b := newBatch(entries)
+		b := newBatch(entries, w.ledger)
 		o, err := w.commit(ctx, b)
 		if err != nil {
 			return err
 		}
 		w.settled(b, o, started)
+	}
+}
+
+// openLedger reads the ledger of the session. Nothing can be committed before that.
+func (w *Writer) openLedger(ctx context.Context) error {
+	if w.fence == nil {
+		return nil
+	}
+	w.ledger = newLedger()
+	for pause := w.cfg.retryMin; ; pause = min(2*pause, w.cfg.retryMax) {
+		bounded, progress, cancel := w.bounded(ctx)
+		progress()
+		err := w.ledger.load(bounded, w.pool, w.cfg.Schema, w.fence)
+		cancel()
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		w.noteError(err)
+		w.log.Warn("delivery ledger not read, trying again", zap.Error(err), zap.Duration("pause", pause))
+		if err := pauseFor(ctx, pause); err != nil {
+			return err
+		}
+	}
+}
+
+// pauseFor waits about d. The jitter keeps replicas from returning in step.
+func pauseFor(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d/2 + rand.N(d)) //nolint:gosec // jitter, no secret
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-timer.C:
+		return nil
 	}
 }
 
@@ -177,7 +220,7 @@ func (w *Writer) take() (_ []Entry, wait time.Duration) {
 		return nil, w.cfg.Linger - age
 	}
 	n, size := 0, 0
-	for n < len(waiting) && n < w.cfg.MaxMessages && (n == 0 || size+waiting[n].Size <= w.cfg.MaxBytes) {
+	for n < len(waiting) && n < w.cfg.MaxMessages && waiting[n].Incarnation == waiting[0].Incarnation && (n == 0 || size+waiting[n].Size <= w.cfg.MaxBytes) {
 		size += waiting[n].Size
 		n++
 	}
@@ -201,9 +244,11 @@ func (w *Writer) settled(b *batch, o *outcome, started time.Time) {
 	for _, l := range o.letters {
 		o.tallies.of(l.route).deadLettered[l.reason]++
 	}
-	for route, t := range b.skipped {
+	for route, t := range b.settled {
+		into := o.tallies.of(route)
+		into.duplicate += t.duplicate
 		for reason, n := range t.skipped {
-			o.tallies.of(route).skipped[reason] += n
+			into.skipped[reason] += n
 		}
 	}
 	w.counters.settled(o.tallies)

@@ -61,7 +61,7 @@ func (p *pipeline) deliver(_ context.Context, d *ingest.Delivery) {
 	}
 	p.writer.Enqueue(store.Entry{
 		Message: &d.Message, Outcomes: outcomes, Size: size, ReceivedAt: d.Message.ReceivedAt,
-		PacketID: d.PacketID, Dup: d.Dup, Connection: d.Connection,
+		PacketID: d.PacketID, Dup: d.Dup, Incarnation: d.Incarnation, Connection: d.Connection,
 	})
 }
 

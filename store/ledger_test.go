@@ -1,0 +1,295 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/mqttpg/bridge/mapping"
+)
+
+func TestLedgerTellsRedeliveries(t *testing.T) {
+	t.Parallel()
+	type delivery struct {
+		packetID    uint16
+		dup         bool
+		content     string
+		incarnation uint64
+	}
+	first := delivery{packetID: 7, content: "21.5"}
+	for _, tt := range []struct {
+		name    string
+		between int // other deliveries since the first
+		again   delivery
+		want    bool
+	}{
+		{"the same, marked", 0, delivery{7, true, "21.5", 0}, true},
+		{"equal content without DUP is a genuine reading", 0, delivery{7, false, "21.5", 0}, false},
+		{"another packet identifier", 0, delivery{8, true, "21.5", 0}, false},
+		{"other content", 0, delivery{7, true, "21.6", 0}, false},
+		{"the last of the window", ledgerWindow - 1, delivery{7, true, "21.5", 0}, true},
+		{"the identifier has come round again", ledgerWindow, delivery{7, true, "21.5", 0}, false},
+		{"the broker has lost the session", 0, delivery{7, true, "21.5", 1}, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			l := newLedger()
+			deliver := func(d delivery) bool {
+				l.arrive(d.incarnation)
+				m := &mapping.Message{Topic: "t", Payload: []byte(d.content), QoS: 1}
+				return l.redelivery(&Entry{Message: m, PacketID: d.packetID, Dup: d.dup}, l.hash(m))
+			}
+			if deliver(first) {
+				t.Fatal("the first delivery passed for a redelivery")
+			}
+			for i := range tt.between {
+				deliver(delivery{packetID: uint16(1000 + i%30000), content: "x"})
+			}
+			if got := deliver(tt.again); got != tt.want {
+				t.Errorf("redelivery %v, want %v", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestLedgerHashCoversWhatStaysTheSame(t *testing.T) {
+	t.Parallel()
+	l := newLedger()
+	base := mapping.Message{Topic: "a/b", Payload: []byte("p"), ContentType: "c", CorrelationData: []byte("d"), UserProperties: []mapping.UserProperty{{Name: "n", Value: "v"}}}
+	same := base
+	same.ReceivedAt, same.Seed, same.Retain = time.Now(), 5, true
+	if l.hash(&base) != l.hash(&same) {
+		t.Error("the hash depends on the delivery")
+	}
+	for name, change := range map[string]func(*mapping.Message){
+		"topic":            func(m *mapping.Message) { m.Topic = "a/c" },
+		"payload":          func(m *mapping.Message) { m.Payload = []byte("q") },
+		"content type":     func(m *mapping.Message) { m.ContentType = "" },
+		"correlation data": func(m *mapping.Message) { m.CorrelationData = nil },
+		"user property":    func(m *mapping.Message) { m.UserProperties = []mapping.UserProperty{{Name: "nv", Value: ""}} },
+		"boundary":         func(m *mapping.Message) { m.CorrelationData, m.Payload = nil, []byte("dp") },
+	} {
+		other := base
+		change(&other)
+		if l.hash(&base) == l.hash(&other) {
+			t.Errorf("%s: the hash does not see it", name)
+		}
+	}
+}
+
+// keyless is a route whose rows nothing but the ledger protects from redeliveries.
+var keyless = mapping.RouteConfig{
+	Name: "readings", Topic: "readings/{device_id}", Format: "text", Key: "delivery",
+	Columns: "value:float8=payload", Payload: "drop", Partition: "none",
+}
+
+// own makes session 0 of a share this writer's, as a new lease does.
+func own(t *testing.T, pool *pgxpool.Pool, epoch int64) *Lease {
+	t.Helper()
+	lease := &Lease{Index: 0, ClientID: "s-0", Epoch: epoch, ShareName: "s"}
+	execute(t, pool, fmt.Sprintf(`insert into bridge.sessions (share_name, index, client_id, owner, epoch) values ('s', 0, 's-0', 'me', %[1]d)
+		on conflict (share_name, index) do update set epoch = %[1]d`, epoch))
+	return lease
+}
+
+func (l *line) deliver(packetID uint16, dup bool, incarnation uint64, topic, payload string) {
+	m := &mapping.Message{
+		Topic: topic, Payload: []byte(payload), QoS: 1, Seed: rand.Uint64(),
+		ReceivedAt: time.Now().UTC().Truncate(time.Microsecond),
+	}
+	l.writer.Enqueue(Entry{
+		Message: m, Outcomes: l.routes.Map(m, nil), Size: 300, ReceivedAt: m.ReceivedAt,
+		PacketID: packetID, Dup: dup, Incarnation: incarnation, Connection: 1,
+	})
+}
+
+// TestLedgerOutlivesTheOwner has a second owner redelivered what the first one committed.
+func TestLedgerOutlivesTheOwner(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	l := newLine(t, pool, impatient(t), own(t, pool, 1), keyless)
+	for id := range uint16(10) {
+		l.deliver(id+1, false, 0, "readings/a", "21.5")
+	}
+	l.deliver(11, false, 0, "readings/a", "warm") // a dead letter is an outcome as well
+	l.deliver(12, false, 0, "readings/a", "")     // and so is a skip
+	l.flush()
+	l.want("readings", 12, 10, 0, 0)
+
+	l.renew(impatient(t), own(t, pool, 2))
+	for id := range uint16(10) {
+		l.deliver(id+1, true, 0, "readings/a", "21.5")
+	}
+	l.deliver(11, true, 0, "readings/a", "warm")
+	l.deliver(12, true, 0, "readings/a", "")
+	l.deliver(13, true, 0, "readings/a", "21.5") // the first owner never had this one
+	l.deliver(14, false, 0, "readings/a", "21.5")
+	l.deliver(14, true, 0, "readings/a", "21.5") // the connection broke in between
+	l.flush()
+	l.want("readings", 27, 12, 13, 0)
+
+	l.renew(impatient(t), own(t, pool, 3))
+	l.deliver(14, true, 0, "readings/a", "21.5")
+	l.deliver(14, true, 1, "readings/a", "21.5") // of a session that began anew
+	l.flush()
+	l.want("readings", 29, 13, 14, 0)
+
+	l.renew(impatient(t), own(t, pool, 4))
+	l.deliver(13, true, 0, "readings/a", "21.5") // only the lost session knew it
+	l.deliver(14, true, 0, "readings/a", "21.5")
+	l.flush()
+	l.want("readings", 31, 14, 15, 0)
+
+	if n := value[int](t, pool, `select count(*)::int from readings`); n != 14 {
+		t.Errorf("%d rows, want 14", n)
+	}
+	if n := value[int](t, pool, `select count(*)::int from bridge.dead_letters`); n != 1 {
+		t.Errorf("%d dead letters, want 1", n)
+	}
+}
+
+// TestLedgerUnderCrashes drives one session past the end of the packet identifiers with equal
+// messages and crashes owners before the commit, between commit and acknowledgement, and amid the
+// acknowledgements.
+func TestLedgerUnderCrashes(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	cfg := impatient(t)
+	cfg.Log = nil
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+
+	const total, window = 80_000, 2000
+	type held struct {
+		id  uint16
+		dup bool // sent before
+	}
+	var unacked []held // as the broker has them, in order
+	published, id := 0, uint16(0)
+	epoch := int64(1)
+	l := newLine(t, pool, cfg, own(t, pool, epoch), keyless)
+	crashes := 0
+	for published < total || len(unacked) > 0 {
+		for len(unacked) < window && published < total {
+			id = id%65535 + 1
+			unacked = append(unacked, held{id: id})
+			published++
+		}
+		for i := range unacked {
+			l.deliver(unacked[i].id, unacked[i].dup, 0, "readings/a", "21.5")
+			unacked[i].dup = true
+		}
+		crash := random.IntN(4)
+		if crash == 0 { // before anything is committed
+			ctx, cancel := context.WithCancelCause(context.Background())
+			cancel(errors.New("crash"))
+			if err := l.writer.Run(ctx); err == nil {
+				t.Fatal("the writer survived")
+			}
+		} else {
+			l.flush()
+			acknowledged := len(unacked)
+			if crash == 1 {
+				acknowledged = random.IntN(len(unacked) + 1)
+			}
+			unacked = unacked[acknowledged:]
+		}
+		if crash < 2 {
+			crashes++
+		}
+		epoch++
+		l.renew(cfg, own(t, pool, epoch))
+	}
+	if n := value[int](t, pool, `select count(*)::int from readings`); n != total {
+		t.Errorf("%d rows of %d messages after %d crashes", n, total, crashes)
+	}
+	if crashes == 0 {
+		t.Error("nothing crashed")
+	}
+	rows := value[int](t, pool, `select sum(length(packet_ids) / 2)::int from bridge.deliveries`)
+	if rows < ledgerWindow || rows > ledgerWindow+(pruneEvery+2)*1000 {
+		t.Errorf("the ledger holds %d deliveries, want about %d", rows, ledgerWindow)
+	}
+}
+
+// TestLedgerSettlesAmbiguousCommits loses the answer to a commit.
+func TestLedgerSettlesAmbiguousCommits(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	// Without a primary key nothing but the ledger knows that the rows are there.
+	execute(t, pool, `create table readings (device_id text not null, "time" timestamptz not null, message_id uuid not null,
+		received_at timestamptz not null, topic text not null, value float8 check (value < 100))`)
+	l := newLine(t, pool, impatient(t), own(t, pool, 1), keyless)
+	l.writer.ledger = newLedger()
+	for id := range uint16(5) {
+		l.deliver(id+1, false, 0, "readings/a", "21.5")
+	}
+	l.deliver(6, false, 0, "readings/a", "warm")
+	l.deliver(7, false, 0, "readings/a", "1000")
+	b := newBatch(l.writer.queue, l.writer.ledger)
+	first, err := l.writer.attempt(context.Background(), b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.presumed = presume(b, []*insertion{l.writer.insertion(l.routes.ByName("readings"))}, first)
+	// The answer got lost; what the attempt would have said is presumed.
+	second, err := l.writer.attempt(context.Background(), b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := value[int](t, pool, `select count(*)::int from readings`); n != 5 {
+		t.Errorf("%d rows, want 5", n)
+	}
+	if written := second.tallies.of("readings").written; written != 5 || len(second.letters) != 2 {
+		t.Errorf("the outcome of the lost answer is %d written and %d dead letters, want 5 and 2", written, len(second.letters))
+	}
+}
+
+func TestLedgerRefusesAnotherBatchUnderItsNumber(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	l := newLine(t, pool, impatient(t), own(t, pool, 1), keyless)
+	l.deliver(1, false, 0, "readings/a", "21.5")
+	l.flush()
+	r := record{batch: 1, first: 1, packetIDs: []byte{0, 2}, hashes: make([]byte, 8)}
+	conn, err := pool.Acquire(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	if _, err := r.committed(context.Background(), conn.Conn(), "bridge", l.writer.fence); err == nil {
+		t.Error("another batch passes for this one")
+	}
+	r.batch = 2
+	if ok, err := r.committed(context.Background(), conn.Conn(), "bridge", l.writer.fence); ok || err != nil {
+		t.Errorf("a batch that was never written: %v, %v", ok, err)
+	}
+}
+
+// TestLedgerNumberIsTaken has an attempt come before the server has finished the one whose answer got
+// lost: the number of the batch, which is unique, keeps it from writing.
+func TestLedgerNumberIsTaken(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	l := newLine(t, pool, impatient(t), own(t, pool, 1), keyless)
+	l.writer.ledger = newLedger()
+	l.deliver(1, false, 0, "readings/a", "21.5")
+	b := newBatch(l.writer.queue, l.writer.ledger)
+	if _, err := l.writer.attempt(context.Background(), b); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.writer.attempt(context.Background(), b); err == nil {
+		t.Error("a batch was committed twice")
+	}
+	if b.presumed == nil {
+		t.Error("the next attempt will not ask the ledger")
+	}
+	if n := value[int](t, pool, `select count(*)::int from readings`); n != 1 {
+		t.Errorf("%d rows, want 1", n)
+	}
+}
