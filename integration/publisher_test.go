@@ -186,5 +186,15 @@ func (s *stream) waitSent(t *testing.T, n int) {
 	})
 }
 
+// over says whether everything is with the broker.
+func (s *stream) over() bool {
+	select {
+	case <-s.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // wait returns when everything is with the broker.
 func (s *stream) wait() { <-s.done }
