@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -203,7 +204,7 @@ func milliseconds(d time.Duration) []byte { return strconv.AppendInt(nil, d.Mill
 func (w *Writer) insertAll(ctx context.Context, conn *pgconn.PgConn, guard *statement, b *batch, live []*insertion, o *outcome) error {
 	// The ledger comes first: a batch that stands there already fails before it writes a row.
 	statements := append([]*statement{guard}, b.record.statements(w.cfg.Schema, w.fence)...)
-	owner := make([]*insertion, len(statements))
+	owner := slices.Repeat([]*insertion{nil}, len(statements))
 	for _, in := range live {
 		for _, s := range in.parts {
 			statements, owner = append(statements, &s.statement), append(owner, in)

@@ -14,12 +14,12 @@ import (
 )
 
 const (
-	// ledgerWindow is how many deliveries the ledger looks back. It must be at least as many as can be
+	// LedgerWindow is how many deliveries the ledger looks back, and the greatest Receive Maximum. It must be at least as many as can be
 	// unacknowledged, or a redelivery would be written twice; and together with those less than the
 	// 65535 packet identifiers there are, or an identifier that has come round again would pass for a
 	// redelivery and an identical reading would be lost. Half of the identifiers serves every Receive
 	// Maximum up to 32767.
-	ledgerWindow = 32767
+	LedgerWindow = 32767
 
 	// pruneEvery is after how many batches old rows are deleted. The rows in between cost nothing but
 	// space.
@@ -57,7 +57,7 @@ func newLedger() *ledger {
 // redelivery says whether e repeats a delivery that the ledger knows, and notes it otherwise.
 func (l *ledger) redelivery(e *Entry, hash uint64) bool {
 	known := &l.seen[e.PacketID]
-	if e.Dup && known.number != 0 && known.hash == hash && l.next-known.number <= ledgerWindow {
+	if e.Dup && known.number != 0 && known.hash == hash && l.next-known.number <= LedgerWindow {
 		return true
 	}
 	*known = seen{hash, l.next}
@@ -137,7 +137,7 @@ func (r *record) statements(schema string, lease *Lease) []*statement {
 	}}
 	// A row is needed as long as its last delivery is in the window; the batch that follows it begins
 	// one later, so the rows before the last one that begins outside can go.
-	if outside := int64(r.first) - ledgerWindow; r.batch%pruneEvery == 0 && outside > 0 {
+	if outside := int64(r.first) - LedgerWindow; r.batch%pruneEvery == 0 && outside > 0 {
 		params, oids := session(outside)
 		list = append(list, &statement{
 			sql: "delete from " + table + " where share_name = $1 and index = $2 and first < $3" +

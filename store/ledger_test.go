@@ -31,8 +31,8 @@ func TestLedgerTellsRedeliveries(t *testing.T) {
 		{"equal content without DUP is a genuine reading", 0, delivery{7, false, "21.5", 0}, false},
 		{"another packet identifier", 0, delivery{8, true, "21.5", 0}, false},
 		{"other content", 0, delivery{7, true, "21.6", 0}, false},
-		{"the last of the window", ledgerWindow - 1, delivery{7, true, "21.5", 0}, true},
-		{"the identifier has come round again", ledgerWindow, delivery{7, true, "21.5", 0}, false},
+		{"the last of the window", LedgerWindow - 1, delivery{7, true, "21.5", 0}, true},
+		{"the identifier has come round again", LedgerWindow, delivery{7, true, "21.5", 0}, false},
 		{"the broker has lost the session", 0, delivery{7, true, "21.5", 1}, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -212,8 +212,8 @@ func TestLedgerUnderCrashes(t *testing.T) {
 		t.Error("nothing crashed")
 	}
 	rows := value[int](t, pool, `select sum(length(packet_ids) / 2)::int from bridge.deliveries`)
-	if rows < ledgerWindow || rows > ledgerWindow+(pruneEvery+2)*1000 {
-		t.Errorf("the ledger holds %d deliveries, want about %d", rows, ledgerWindow)
+	if rows < LedgerWindow || rows > LedgerWindow+(pruneEvery+2)*1000 {
+		t.Errorf("the ledger holds %d deliveries, want about %d", rows, LedgerWindow)
 	}
 }
 

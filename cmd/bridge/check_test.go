@@ -1,9 +1,12 @@
 package main
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/mqttpg/bridge/migrations"
 )
 
 func TestCheck(t *testing.T) {
@@ -69,7 +72,7 @@ func TestCheckConnect(t *testing.T) {
 		}
 	})
 	t.Run("unmigrated database that somebody else migrates", func(t *testing.T) {
-		check(t, exitFailure, nil, []string{"bridge: database: migrations: 1 of 1 are pending and BRIDGE_MIGRATE is off"}, "BRIDGE_MIGRATE=off")
+		check(t, exitFailure, nil, []string{fmt.Sprintf("bridge: database: migrations: %[1]d of %[1]d are pending and BRIDGE_MIGRATE is off", migrations.Latest())}, "BRIDGE_MIGRATE=off")
 	})
 	t.Run("tables", func(t *testing.T) {
 		query(t, url, `create table telemetry (device_id text, "time" timestamptz, message_id uuid, received_at timestamptz, topic text, payload jsonb)`)

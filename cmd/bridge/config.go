@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/kelseyhightower/envconfig"
 	"github.com/mqttpg/bridge/mapping"
+	"github.com/mqttpg/bridge/store"
 )
 
 // prefix begins the name of every variable.
@@ -61,7 +62,7 @@ type mqttConfig struct {
 	QoS            integer   `default:"1" desc:"QoS of the subscriptions: 0, 1 or 2"`
 	Keepalive      duration  `default:"15s" desc:"Keep Alive, whole seconds up to 65535s; 0 = off"`
 	SessionExpiry  duration  `split_words:"true" default:"24h" desc:"how long the broker keeps a session without a connection; longer than any outage"`
-	ReceiveMaximum integer   `split_words:"true" default:"2000" desc:"in-flight window per session, 1 to 65535"`
+	ReceiveMaximum integer   `split_words:"true" default:"2000" desc:"in-flight window per session, 1 to 32767"`
 	StatusTopic    text      `split_words:"true" desc:"when set: retained online below <topic>/<client id> after connect, offline as Will and before a clean disconnect"`
 }
 
@@ -168,7 +169,7 @@ func (cfg *config) validate(report func(variable, value, reason string)) {
 	number(m.QoS, 0, 2, "BRIDGE_MQTT_QOS")
 	seconds(m.Keepalive, math.MaxUint16, "BRIDGE_MQTT_KEEPALIVE")
 	seconds(m.SessionExpiry, math.MaxUint32, "BRIDGE_MQTT_SESSION_EXPIRY")
-	number(m.ReceiveMaximum, 1, math.MaxUint16, "BRIDGE_MQTT_RECEIVE_MAXIMUM")
+	number(m.ReceiveMaximum, 1, store.LedgerWindow, "BRIDGE_MQTT_RECEIVE_MAXIMUM")
 	rule(!strings.ContainsAny(m.StatusTopic.value, "+#") && !strings.HasPrefix(m.StatusTopic.value, "$") && printable(m.StatusTopic.value),
 		"BRIDGE_MQTT_STATUS_TOPIC", m.StatusTopic.text, "expected a topic name without + and # that does not begin with $")
 

@@ -349,11 +349,11 @@ func TestWrongConfigurations(t *testing.T) {
 			"numbers",
 			[]string{"BRIDGE_MQTT_QOS=3", "BRIDGE_MQTT_RECEIVE_MAXIMUM=0", "BRIDGE_MQTT_SESSIONS=none", "BRIDGE_BATCH_MAX_MESSAGES=-4"},
 			[]string{
-				`BRIDGE_MQTT_QOS: "3": expected a number from 0 to 2`, `BRIDGE_MQTT_RECEIVE_MAXIMUM: "0": expected a number from 1 to 65535`,
+				`BRIDGE_MQTT_QOS: "3": expected a number from 0 to 2`, `BRIDGE_MQTT_RECEIVE_MAXIMUM: "0": expected a number from 1 to 32767`,
 				`BRIDGE_MQTT_SESSIONS: "none": expected a whole number`, "BRIDGE_BATCH_MAX_MESSAGES:",
 			},
 		},
-		{"receive maximum too great", []string{"BRIDGE_MQTT_RECEIVE_MAXIMUM=65536"}, []string{"BRIDGE_MQTT_RECEIVE_MAXIMUM:"}},
+		{"receive maximum too great", []string{"BRIDGE_MQTT_RECEIVE_MAXIMUM=32768"}, []string{"BRIDGE_MQTT_RECEIVE_MAXIMUM:"}},
 		{
 			"sizes",
 			[]string{"BRIDGE_MAX_INFLIGHT_BYTES=lots", "BRIDGE_BATCH_MAX_BYTES=8MB"},
