@@ -27,45 +27,36 @@ func orphan(dir string) {
 }
 
 func TestServerEndsWithItsParent(t *testing.T) {
-	for _, paused := range []bool{false, true} {
-		t.Run(fmt.Sprintf("paused=%v", paused), func(t *testing.T) {
-			dir, err := os.MkdirTemp("/tmp", "localpg-test-")
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { _ = os.RemoveAll(dir) })
-			cmd := exec.Command(os.Args[0])
-			cmd.Env = append(os.Environ(), orphanVariable+"="+dir)
-			out, err := cmd.StdoutPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			line, err := bufio.NewReader(out).ReadString('\n')
-			if err != nil || !strings.HasPrefix(line, "ready") {
-				_ = cmd.Process.Kill()
-				t.Fatalf("the program said %q, %v", line, err)
-			}
-			pid := postmaster(t, dir)
-			if paused {
-				if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if err := cmd.Process.Kill(); err != nil {
-				t.Fatal(err)
-			}
-			_ = cmd.Wait() // killed, as asked
-			t.Cleanup(func() {
-				if alive(pid) {
-					_ = syscall.Kill(pid, syscall.SIGKILL)
-				}
-			})
-			await(t, "end of the server", func() bool { return !alive(pid) })
-		})
+	dir, err := os.MkdirTemp("/tmp", "localpg-test-")
+	if err != nil {
+		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), orphanVariable+"="+dir)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil || !strings.HasPrefix(line, "ready") {
+		_ = cmd.Process.Kill()
+		t.Fatalf("the program said %q, %v", line, err)
+	}
+	pid := postmaster(t, dir)
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // killed, as asked
+	t.Cleanup(func() {
+		if alive(pid) {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	})
+	await(t, "end of the server", func() bool { return !alive(pid) })
 }
 
 // await waits for what the kernel does soon, and fails the test when it does not.
