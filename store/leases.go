@@ -46,6 +46,7 @@ type LeaseStatus struct {
 	Sessions      []Session // of the share, by index
 	Retired       []int     // sessions of an earlier, larger BRIDGE_MQTT_SESSIONS: nobody reads them
 	LastHeartbeat time.Time // zero: none yet
+	LastTurn      time.Time // when the loop last showed life, with or without a heartbeat; zero: it has not begun
 	LastError     string    // since LastHeartbeat; empty: none
 }
 
@@ -180,7 +181,7 @@ func (l *Leases) turn(db, ctx context.Context, hold func(context.Context, *Lease
 		err = l.share(db, ctx, hold)
 	}
 	l.mu.Lock()
-	l.status.LastHeartbeat = l.lastHeartbeat
+	l.status.LastHeartbeat, l.status.LastTurn = l.lastHeartbeat, time.Now()
 	l.status.LastError = ""
 	if err != nil {
 		l.status.LastError = err.Error()

@@ -147,7 +147,7 @@ func TestOneReplicaHoldsAll(t *testing.T) {
 		[]string{"share 0 share-0 a 1", "share 1 share-1 a 1", "share 2 share-2 a 1"}) {
 		t.Errorf("sessions %q", got)
 	}
-	if s := a.leases.Status(); !slices.Equal(s.Owned, []int{0, 1, 2}) || s.Replicas != 1 || s.LastHeartbeat.IsZero() || s.LastError != "" {
+	if s := a.leases.Status(); !slices.Equal(s.Owned, []int{0, 1, 2}) || s.Replicas != 1 || s.LastHeartbeat.IsZero() || s.LastTurn.Before(s.LastHeartbeat) || s.LastError != "" {
 		t.Errorf("status %+v", s)
 	}
 	a.end()

@@ -39,6 +39,9 @@ func (s *service) loops() []health.Loop {
 		}
 	}
 	loops := []health.Loop{{Name: "database monitor", LastTurn: asked}}
+	if turned := s.leases.Status().LastTurn; !turned.IsZero() {
+		loops = append(loops, health.Loop{Name: "leases", LastTurn: turned})
+	}
 	for _, p := range s.owned() {
 		loops = append(loops, health.Loop{Name: "writer " + p.lease.ClientID, LastTurn: p.writer.Status().LastTurn})
 	}
@@ -82,7 +85,14 @@ func (s *service) report() health.Report {
 		r.Database.LastError = trouble
 	}
 
-	for _, p := range s.owned() {
+	pipelines := s.owned()
+	for _, lease := range s.leases.Owned() {
+		// A session that was just taken must not pass for a hot standby's none.
+		if !slices.ContainsFunc(pipelines, func(p *pipeline) bool { return p.lease.Index == lease.Index }) {
+			r.Broker = append(r.Broker, sessionReport(ingest.Status{State: ingest.StateConnecting, ClientID: lease.ClientID}))
+		}
+	}
+	for _, p := range pipelines {
 		session := sessionReport(p.session.Status())
 		w := p.writer.Status()
 		session.InFlight, session.OldestUnacknowledgedS = w.InFlight, w.OldestUnacknowledged.Seconds()
