@@ -56,6 +56,12 @@ type Config struct {
 	// to belong to the callee.
 	Deliver func(ctx context.Context, d *Delivery)
 
+	// BeginIncarnation, when set, is called before the first SUBSCRIBE of a connection whose CONNACK
+	// says Session Present 0, with the Incarnation of the deliveries to come. An error is logged and
+	// stops nothing: what is published until the subscription stands is not queued for anybody, so ctx
+	// gives it two seconds at most.
+	BeginIncarnation func(ctx context.Context, incarnation uint64) error
+
 	Log     *zap.Logger
 	Metrics *Metrics
 }

@@ -79,7 +79,8 @@ type conn struct {
 	cancel context.CancelCauseFunc
 
 	generation  atomic.Uint64 // 0 until CONNACK
-	incarnation uint64        // of the broker session; of the reading goroutine, set with generation
+	incarnation uint64        // of the broker session; set before generation, and so is
+	present     bool          // whether it was there before this connection
 	keepAlive   keepAlive
 	leaving     atomic.Bool   // DISCONNECT is about to be sent: what still comes is not for us
 	readEnded   chan struct{} // closed when Read has returned an error

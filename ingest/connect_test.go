@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -608,5 +609,29 @@ func TestOptions(t *testing.T) {
 		if got := s.options(s.cfg.subscription("a/#")); got != want {
 			t.Errorf("%+v, want %+v", got, want)
 		}
+	}
+}
+
+// TestBeginIncarnation: a new session is told before its first subscription, a present one is not.
+func TestBeginIncarnation(t *testing.T) {
+	broker := startMosquitto(t, "")
+	var told []uint64
+	note := func(cfg *Config) {
+		cfg.BeginIncarnation = func(_ context.Context, incarnation uint64) error {
+			if n := strings.Count(broker.log.String(), "Received SUBSCRIBE from "+testClientID); n != len(told) {
+				t.Errorf("%d SUBSCRIBEs before it was told", n)
+			}
+			told = append(told, incarnation)
+			return errors.New("the database is away") // stops nothing
+		}
+	}
+	r := newRig(t, note, broker.url())
+	r.awaitState(StateSubscribed)
+	r.close()
+	r = newRig(t, note, broker.url())
+	r.awaitState(StateSubscribed)
+	r.close()
+	if !slices.Equal(told, []uint64{1}) {
+		t.Errorf("told %v, want the first connection's 1 alone", told)
 	}
 }

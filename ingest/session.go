@@ -384,7 +384,7 @@ func (s *Session) accepted(c *conn, ack *packets.Connack) {
 	if !ack.SessionPresent {
 		s.incarnation++
 	}
-	c.incarnation = s.incarnation
+	c.incarnation, c.present = s.incarnation, ack.SessionPresent
 	c.generation.Store(s.generation)
 
 	st := &s.status

@@ -43,6 +43,7 @@ func (s *Session) unanswered() []Subscription {
 // subscriptions while they keep the session (Mosquitto at every restart). A refused subscription
 // takes nothing from the others.
 func (s *Session) subscribe(c *conn, manager *autopaho.ConnectionManager) {
+	s.beginIncarnation(c)
 	wait := subscribeLeast
 	for round := 0; ; round++ {
 		open, retry := s.subscribeOnce(c, manager)
@@ -66,6 +67,20 @@ func (s *Session) subscribe(c *conn, manager *autopaho.ConnectionManager) {
 			timer.Stop()
 			return
 		}
+	}
+}
+
+// incarnationTimeout is how long a subscription may wait for a new incarnation to be stored.
+const incarnationTimeout = 2 * time.Second
+
+func (s *Session) beginIncarnation(c *conn) {
+	if c.present || s.cfg.BeginIncarnation == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(c.ctx, incarnationTimeout)
+	defer cancel()
+	if err := s.cfg.BeginIncarnation(ctx, c.incarnation); err != nil && !c.ended() {
+		s.log.Warn("the new session is not noted yet, subscribing all the same", zap.Error(err))
 	}
 }
 

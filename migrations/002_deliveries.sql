@@ -20,3 +20,6 @@ comment on column {{.schema}}.deliveries.first        is 'Number of the first de
 comment on column {{.schema}}.deliveries.packet_ids   is 'Packet Identifiers in the order of receipt, two bytes each.';
 comment on column {{.schema}}.deliveries.hashes       is 'Content hashes in the same order, eight bytes each.';
 comment on column {{.schema}}.deliveries.committed_at is 'By the clock of the database.';
+
+alter table {{.schema}}.sessions add column incarnation bigint not null default 0;
+comment on column {{.schema}}.sessions.incarnation is 'Of the broker''s session, see deliveries.incarnation; stored before the first subscription of a new one where the database allows, and with its first batch at the latest.';

@@ -33,7 +33,7 @@ func newBatch(entries []Entry, known *ledger) *batch {
 	b := &batch{entries: entries, settled: tallies{}}
 	if known != nil {
 		known.arrive(entries[0].Incarnation)
-		b.record = record{batch: known.batch, incarnation: known.incarnation, first: known.next}
+		b.record = record{batch: known.batch, incarnation: known.incarnation, renews: known.incarnation > known.stored, first: known.next}
 	}
 	position := map[*mapping.Route]int{}
 	for i := range entries {

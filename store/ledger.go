@@ -10,6 +10,7 @@ import (
 	"github.com/cespare/xxhash/v2"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/mqttpg/bridge/mapping"
 )
 
@@ -36,8 +37,9 @@ const (
 //
 // A delivery without DUP is never taken for a redelivery. Only the writer's goroutine uses a ledger.
 type ledger struct {
-	incarnation int64  // of the broker session, as stored
-	arrival     uint64 // Entry.Incarnation that it stands for
+	incarnation int64  // of the broker session
+	stored      int64  // the latest incarnation that the database knows of
+	arrival     uint64 // Entry.Incarnation that incarnation stands for
 	next        uint64 // number of the next delivery
 	batch       int64  // number of the next batch
 	seen        []seen // by packet identifier
@@ -70,8 +72,8 @@ func (l *ledger) arrive(incarnation uint64) {
 	if incarnation == l.arrival {
 		return
 	}
+	l.incarnation += int64(incarnation - l.arrival)
 	l.arrival = incarnation
-	l.incarnation++
 	clear(l.seen)
 }
 
@@ -102,6 +104,7 @@ func (l *ledger) hash(m *mapping.Message) uint64 {
 // record is what the ledger keeps of a batch.
 type record struct {
 	batch, incarnation int64
+	renews             bool // the incarnation is not stored yet
 	first              uint64
 	packetIDs, hashes  []byte
 }
@@ -145,33 +148,50 @@ func (r *record) statements(schema string, lease *Lease) []*statement {
 			params: params, oids: oids,
 		})
 	}
+	if r.renews {
+		list = append(list, storeIncarnation(schema, lease, r.incarnation))
+	}
 	return list
 }
 
+// storeIncarnation makes the statement that voids the ledger up to the incarnation before.
+func storeIncarnation(schema string, lease *Lease, incarnation int64) *statement {
+	return &statement{
+		sql: "update " + pgx.Identifier{schema, "sessions"}.Sanitize() + " set incarnation = greatest(incarnation, $3)" +
+			" where share_name = $1 and index = $2 and epoch = $4",
+		params: [][]byte{
+			[]byte(lease.ShareName), binary.BigEndian.AppendUint32(nil, uint32(lease.Index)),
+			binary.BigEndian.AppendUint64(nil, uint64(incarnation)), binary.BigEndian.AppendUint64(nil, uint64(lease.Epoch)),
+		},
+		oids: []uint32{pgtype.TextOID, pgtype.Int4OID, pgtype.Int8OID, pgtype.Int8OID},
+	}
+}
+
 // load reads the ledger of a session. The lease must be held: nobody else adds to it then.
-func (l *ledger) load(ctx context.Context, db interface {
-	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
-}, schema string, lease *Lease,
-) error {
+func (l *ledger) load(ctx context.Context, db *pgxpool.Pool, schema string, lease *Lease) error {
+	*l = *newLedger()
+	err := db.QueryRow(ctx, "select incarnation from "+pgx.Identifier{schema, "sessions"}.Sanitize()+
+		" where share_name = $1 and index = $2", lease.ShareName, lease.Index).Scan(&l.incarnation)
+	if err != nil {
+		return fmt.Errorf("read the incarnation of session %d: %w", lease.Index, err)
+	}
+	l.stored = l.incarnation
 	rows, err := db.Query(ctx, "select batch, incarnation, first, packet_ids, hashes from "+pgx.Identifier{schema, "deliveries"}.Sanitize()+
 		" where share_name = $1 and index = $2 order by batch", lease.ShareName, lease.Index)
 	if err != nil {
 		return fmt.Errorf("read the delivery ledger: %w", err)
 	}
-	*l = *newLedger()
 	var batch, incarnation, first int64
 	var packetIDs, hashes []byte
 	_, err = pgx.ForEachRow(rows, []any{&batch, &incarnation, &first, &packetIDs, &hashes}, func() error {
 		if len(packetIDs)*4 != len(hashes) {
 			return fmt.Errorf("batch %d has %d bytes of packet identifiers and %d of hashes", batch, len(packetIDs), len(hashes))
 		}
-		if incarnation != l.incarnation {
-			l.incarnation = incarnation
-			clear(l.seen)
-		}
 		l.batch, l.next = batch+1, uint64(first)
 		for i := 0; i < len(packetIDs); i += 2 {
-			l.seen[binary.BigEndian.Uint16(packetIDs[i:])] = seen{binary.BigEndian.Uint64(hashes[4*i:]), l.next}
+			if incarnation == l.incarnation { // packet identifiers of a lost session mean nothing
+				l.seen[binary.BigEndian.Uint16(packetIDs[i:])] = seen{binary.BigEndian.Uint64(hashes[4*i:]), l.next}
+			}
 			l.next++
 		}
 		return nil

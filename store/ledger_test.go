@@ -293,3 +293,45 @@ func TestLedgerNumberIsTaken(t *testing.T) {
 		t.Errorf("%d rows, want 1", n)
 	}
 }
+
+// TestLedgerOfALostSession: the owner dies before it has committed anything of the new broker session.
+func TestLedgerOfALostSession(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	l := newLine(t, pool, impatient(t), own(t, pool, 1), keyless)
+	l.deliver(1, false, 0, "readings/a", "21.5")
+	l.flush()
+
+	l.renew(impatient(t), own(t, pool, 2))
+	ctx, die := context.WithCancelCause(context.Background())
+	wait := l.run(ctx)
+	if err := l.writer.BeginIncarnation(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	die(errors.New("died"))
+	if err := wait(); err == nil {
+		t.Fatal("the writer survived")
+	}
+	if err := l.writer.BeginIncarnation(t.Context(), 2); err != nil && !errors.Is(err, errEnded) {
+		t.Errorf("after the end: %v", err)
+	}
+
+	l.renew(impatient(t), own(t, pool, 3))
+	l.deliver(1, true, 0, "readings/a", "21.5") // of the new session, first received by the owner that died
+	l.flush()
+	if n := value[int](t, pool, `select count(*)::int from readings`); n != 2 {
+		t.Errorf("%d rows, want 2: a genuine reading passed for a redelivery", n)
+	}
+}
+
+func TestBeginIncarnationWaitsForTheLedger(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	l := newLine(t, pool, impatient(t), own(t, pool, 1), keyless)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	impatience := errors.New("no more")
+	cancel(impatience)
+	if err := l.writer.BeginIncarnation(ctx, 1); !errors.Is(err, impatience) {
+		t.Errorf("before the ledger is read: %v", err)
+	}
+}

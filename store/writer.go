@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"strconv"
 	"sync"
@@ -30,6 +31,9 @@ type Writer struct {
 
 	wake chan struct{} // capacity 1: there may be something new for Run
 	done chan struct{} // closed when Run has returned
+
+	opened    chan struct{} // closed when the ledger is read
+	inherited int64         // incarnation of the broker's session as it was read; set before opened is closed
 
 	mu       sync.Mutex
 	queue    []Entry // head: the oldest entry that is not in a batch
@@ -72,6 +76,7 @@ func NewWriter(pool *pgxpool.Pool, cfg Config, tables *Tables, counters *Counter
 		log:        cfg.Log.Named("writer"),
 		wake:       make(chan struct{}, 1),
 		done:       make(chan struct{}),
+		opened:     make(chan struct{}),
 		insertions: map[*mapping.Route]*insertion{},
 	}
 	if fence != nil {
@@ -138,9 +143,44 @@ func (w *Writer) Run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if len(b.record.packetIDs) > 0 {
+			w.ledger.stored = b.record.incarnation
+		}
 		w.settled(b, o, started)
 	}
 }
+
+// BeginIncarnation voids what the ledger knows of the broker's session, because the broker has begun
+// a new one: the packet identifiers start over. incarnation is that of the entries to come. It returns
+// when that is stored, or with an error when ctx is done first.
+//
+// The caller does not subscribe before. Otherwise a process could die with messages of the new session
+// received and not committed, and their redelivery, with DUP and a packet identifier of the old
+// session, could pass for committed. Where the database does not answer, the first batch stores it.
+func (w *Writer) BeginIncarnation(ctx context.Context, incarnation uint64) error {
+	if w.fence == nil {
+		return nil
+	}
+	select {
+	case <-w.opened:
+	case <-w.done:
+		return errEnded
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	conn, err := w.pool.Acquire(ctx)
+	if err != nil {
+		return fmt.Errorf("connect to database: %w", err)
+	}
+	defer conn.Release()
+	_, err = run(ctx, conn.Conn().PgConn(), []*statement{storeIncarnation(w.cfg.Schema, w.fence, w.inherited+int64(incarnation))})
+	if err != nil {
+		return fmt.Errorf("store incarnation of session %d: %w", w.fence.Index, err)
+	}
+	return nil
+}
+
+var errEnded = errors.New("the writer has ended")
 
 // openLedger reads the ledger of the session. Nothing can be committed before that.
 func (w *Writer) openLedger(ctx context.Context) error {
@@ -154,6 +194,8 @@ func (w *Writer) openLedger(ctx context.Context) error {
 		err := w.ledger.load(bounded, w.pool, w.cfg.Schema, w.fence)
 		cancel()
 		if err == nil {
+			w.inherited = w.ledger.incarnation
+			close(w.opened)
 			return nil
 		}
 		if ctx.Err() != nil {

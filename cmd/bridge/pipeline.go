@@ -35,6 +35,9 @@ func (s *service) newPipeline(lease *store.Lease, log *zap.Logger) (*pipeline, e
 	p := &pipeline{lease: lease, routes: s.cfg.routes, budget: s.budget, log: log, settled: make(chan struct{}, 1)}
 	mqtt := s.mqtt
 	mqtt.Deliver = p.deliver
+	mqtt.BeginIncarnation = func(ctx context.Context, incarnation uint64) error {
+		return p.writer.BeginIncarnation(ctx, incarnation)
+	}
 	var err error
 	if p.session, err = ingest.New(mqtt, lease.ClientID); err != nil {
 		return nil, err
