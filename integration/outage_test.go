@@ -50,7 +50,7 @@ func TestDatabaseDownForAMinute(t *testing.T) {
 	must(t, s.server.Start(t.Context()))
 	stream.wait()
 
-	load.waitAndCompare(t, s, false, bridge)
+	load.waitAndCompare(t, s, true, bridge)
 	waitReady(t, bridge)
 	m := scrape(t, bridge)
 	if reconnects := m.sum("bridge_mqtt_reconnects_total"); reconnects != 0 {
