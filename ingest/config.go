@@ -30,8 +30,16 @@ type Config struct {
 
 	// ShareName makes every subscription $share/<ShareName>/<filter>; empty = plain subscriptions.
 	ShareName string
-	Filters   []string // topic filters that do not cover one another
-	QoS       byte     // asked for; less granted is a failure that Status shows
+	Filters   []string // topic filters that do not cover one another; none only while Stale is set
+
+	// Stale are subscriptions of an earlier configuration, as [Config.Subscriptions] writes them. The
+	// broker keeps them with its session, and would go on sending what nobody asks for any more, or send
+	// twice what a new filter covers as well. They are unsubscribed when the new ones stand, so that
+	// nothing is missed in between. Unsubscribed, when set, is called after that, and at once when the
+	// broker has no session that could hold them; an error is logged.
+	Stale        []string
+	Unsubscribed func(ctx context.Context) error
+	QoS          byte // asked for; less granted is a failure that Status shows
 
 	KeepAlive     time.Duration // whole seconds, 0 to 65535; 0 = off
 	SessionExpiry time.Duration // whole seconds; longer than any outage to be survived
@@ -101,6 +109,15 @@ type Ack struct {
 // bounded as well.
 const overheadBytes = 512
 
+// Subscriptions are the topic filters as the broker sees them.
+func (cfg *Config) Subscriptions() []string {
+	list := make([]string, len(cfg.Filters))
+	for i, filter := range cfg.Filters {
+		list[i] = cfg.subscription(filter)
+	}
+	return list
+}
+
 // check returns all mistakes at once.
 func (cfg *Config) check(clientID string) error {
 	var errs []error
@@ -125,7 +142,7 @@ func (cfg *Config) check(clientID string) error {
 	if strings.ContainsAny(cfg.ShareName, "/+#") { // [MQTT-4.8.2-1] [MQTT-4.8.2-2]
 		add("share name %q contains /, + or #", cfg.ShareName)
 	}
-	if len(cfg.Filters) == 0 {
+	if len(cfg.Filters) == 0 && len(cfg.Stale) == 0 {
 		add("no topic filter")
 	}
 	for _, filter := range cfg.Filters {

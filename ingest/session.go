@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -40,6 +41,8 @@ type Session struct {
 	stopping context.Context
 	stop     context.CancelFunc
 
+	tidied atomic.Bool // nothing stale is subscribed any more
+
 	closing chan struct{} // closed by Close: leave politely
 	done    chan struct{} // closed when Run returns
 	tasks   sync.WaitGroup
@@ -50,6 +53,7 @@ type Session struct {
 	conn        *conn // from dialling to the end of the connection
 	generation  uint64
 	incarnation uint64
+	final       bool   // the next DISCONNECT ends the session at the broker
 	known       bool   // there was a CONNACK: the broker has, or had, this session
 	lostReason  string // why the last connection ended, as a metric label
 	backoff     backoff
@@ -215,6 +219,40 @@ func (s *Session) Close(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// Barrier returns when the broker has read everything written so far, and its answer is behind
+// everything it had to send by then. An error says that the connection ended, or ctx.
+func (s *Session) Barrier(ctx context.Context) error {
+	s.mu.Lock()
+	c := s.conn
+	s.mu.Unlock()
+	if c == nil || c.generation.Load() == 0 || c.ended() {
+		return errNotConnected
+	}
+	return c.barrier(ctx)
+}
+
+var errNotConnected = errors.New("not connected to the broker")
+
+// End is Close, but that the broker forgets the session: DISCONNECT carries Session Expiry Interval 0
+// [MQTT-3.14.2-2]. What the session still had to send would be lost.
+func (s *Session) End(ctx context.Context) error {
+	s.mu.Lock()
+	s.final = true
+	s.mu.Unlock()
+	return s.Close(ctx)
+}
+
+func (s *Session) buildDisconnect() *paho.Disconnect {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d := &paho.Disconnect{}
+	if s.final {
+		expiry := uint32(0)
+		d.Properties = &paho.DisconnectProperties{SessionExpiryInterval: &expiry}
+	}
+	return d
+}
+
 // Status returns the session's present facts.
 func (s *Session) Status() Status {
 	s.mu.Lock()
@@ -247,6 +285,7 @@ func (s *Session) managerConfig() autopaho.ClientConfig {
 		AttemptConnection:             s.attempt,
 		ConnectTimeout:                dialTimeout + packetTimeout,
 		OnConnectError:                s.attemptFailed,
+		DisconnectPacketBuilder:       s.buildDisconnect,
 		OnConnectionUp:                s.connectionUp,
 		OnConnectionDown:              s.connectionDown,
 		ClientConfig: paho.ClientConfig{

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -47,6 +48,9 @@ func (s *Session) subscribe(c *conn, manager *autopaho.ConnectionManager) {
 	wait := subscribeLeast
 	for round := 0; ; round++ {
 		open, retry := s.subscribeOnce(c, manager)
+		if open == 0 && !s.tidy(c, manager) {
+			open, retry = 1, true
+		}
 		if round == 0 {
 			if err := s.publishStatus(c.ctx, c, manager, statusOnline); err != nil && !c.ended() {
 				s.log.Warn("the status could not be published", zap.Error(err))
@@ -82,6 +86,38 @@ func (s *Session) beginIncarnation(c *conn) {
 	if err := s.cfg.BeginIncarnation(ctx, c.incarnation); err != nil && !c.ended() {
 		s.log.Warn("the new session is not noted yet, subscribing all the same", zap.Error(err))
 	}
+}
+
+// tidy unsubscribes what is stale, and says whether that is done.
+func (s *Session) tidy(c *conn, manager *autopaho.ConnectionManager) bool {
+	if s.tidied.Load() {
+		return true
+	}
+	if c.present {
+		for chunk := range slices.Chunk(s.cfg.Stale, maxSubscribeFilters) {
+			// The reason codes say "no subscription existed" at worst, or that the broker would not (0x83,
+			// 0x87), which no repetition changes; paho makes an error of those.
+			if _, err := manager.Unsubscribe(c.ctx, &paho.Unsubscribe{Topics: chunk}); err != nil {
+				if !c.ended() {
+					s.log.Error("subscriptions of an earlier configuration could not be ended", zap.Strings("filters", chunk), zap.Error(err))
+				}
+				return false
+			}
+		}
+		if len(s.cfg.Stale) > 0 {
+			s.log.Info("ended subscriptions of an earlier configuration", zap.Strings("filters", s.cfg.Stale))
+		}
+	}
+	if s.cfg.Unsubscribed != nil {
+		if err := s.cfg.Unsubscribed(c.ctx); err != nil {
+			if !c.ended() {
+				s.log.Warn("subscriptions are not noted yet", zap.Error(err))
+			}
+			return false
+		}
+	}
+	s.tidied.Store(true)
+	return true
 }
 
 // subscribeOnce subscribes to what is not granted yet. It returns how many subscriptions are still

@@ -23,3 +23,8 @@ comment on column {{.schema}}.deliveries.committed_at is 'By the clock of the da
 
 alter table {{.schema}}.sessions add column incarnation bigint not null default 0;
 comment on column {{.schema}}.sessions.incarnation is 'Of the broker''s session, see deliveries.incarnation; stored before the first subscription of a new one where the database allows, and with its first batch at the latest.';
+
+alter table {{.schema}}.sessions add column subscriptions text[] not null default '{}';
+alter table {{.schema}}.sessions add column retired_at timestamptz;
+comment on column {{.schema}}.sessions.subscriptions is 'Everything that the broker''s session may be subscribed to: what is not wanted any more is unsubscribed by the next owner.';
+comment on column {{.schema}}.sessions.retired_at    is 'When the session was drained and ended at the broker; null: it is in use. The row stays, for its epoch must never fall.';

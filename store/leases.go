@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"os"
 	"slices"
 	"sync"
@@ -15,6 +16,9 @@ import (
 	"go.uber.org/zap"
 )
 
+// defaultTTL is LeaseConfig.TTL where it is not set.
+const defaultTTL = 5 * time.Second
+
 // ErrGivenUp is the cause of a hold's context when this replica hands the session to another one.
 var ErrGivenUp = errors.New("session handed over to another replica")
 
@@ -24,6 +28,7 @@ type LeaseConfig struct {
 	ShareName      string        // whose sessions are shared out
 	ClientIDPrefix string        // client ids are <prefix>-<index>; default the share name
 	Sessions       int           // how many; default 1
+	Subscriptions  []string      // what a session is to be subscribed to, as the broker sees it
 	Owner          string        // id of this process, never used by another one
 	Heartbeat      time.Duration // default 1 s
 	TTL            time.Duration // a replica without a heartbeat for so long is dead; default 5 s
@@ -37,6 +42,13 @@ type Lease struct {
 	ClientID  string
 	Epoch     int64 // fencing epoch: greater than that of every former owner
 	ShareName string
+
+	// Subscriptions is all that the broker's session may be subscribed to: what former owners wanted and
+	// what this one does. Call [Leases.Subscribed] when the difference is mended.
+	Subscriptions []string
+	// Retiring says that the session is beyond LeaseConfig.Sessions: it is to be unsubscribed, drained and
+	// ended at the broker. Call [Leases.Retired] then.
+	Retiring bool
 }
 
 // LeaseStatus is how the sharing out of sessions stands.
@@ -44,7 +56,7 @@ type LeaseStatus struct {
 	Owned         []int     // indices of the sessions that this process holds
 	Replicas      int       // live ones of the share, this one included
 	Sessions      []Session // of the share, by index
-	Retired       []int     // sessions of an earlier, larger BRIDGE_MQTT_SESSIONS: nobody reads them
+	Retiring      []int     // sessions of an earlier, larger BRIDGE_MQTT_SESSIONS that are not drained yet
 	LastHeartbeat time.Time // zero: none yet
 	LastTurn      time.Time // when the loop last showed life, with or without a heartbeat; zero: it has not begun
 	LastError     string    // since LastHeartbeat; empty: none
@@ -57,6 +69,7 @@ type Session struct {
 	Owner    string // replica; empty: free
 	Epoch    int64
 	Orphaned bool // the owner is dead
+	Retired  bool // drained and ended at the broker
 }
 
 // Leases shares the sessions of a share out among the replicas.
@@ -83,7 +96,7 @@ type Leases struct {
 
 	steadySince   time.Time // start of the present row of heartbeats without a gap
 	lastHeartbeat time.Time
-	reported      string // the error or the retired sessions that the log knows of
+	reported      string // the error that the log knows of
 	returned      chan *holding
 }
 
@@ -107,7 +120,7 @@ func NewLeases(pool *pgxpool.Pool, cfg LeaseConfig) *Leases {
 		cfg.Heartbeat = time.Second
 	}
 	if cfg.TTL <= 0 {
-		cfg.TTL = 5 * time.Second
+		cfg.TTL = defaultTTL
 	}
 	if cfg.Log == nil {
 		cfg.Log = zap.NewNop()
@@ -219,12 +232,15 @@ func (l *Leases) share(db, ctx context.Context, hold func(context.Context, *Leas
 		return err
 	}
 	have := 0
-	var retired []int
+	var retiring []int
+	abandoned := false // a session to be retired has no owner
 	for _, s := range sessions {
-		if s.Index < l.cfg.Sessions {
+		switch {
+		case s.Index < l.cfg.Sessions:
 			have++
-		} else {
-			retired = append(retired, s.Index)
+		case !s.Retired:
+			retiring = append(retiring, s.Index)
+			abandoned = abandoned || s.Owner == "" || s.Orphaned || s.Owner == l.cfg.Owner
 		}
 	}
 	if have < l.cfg.Sessions {
@@ -240,10 +256,10 @@ func (l *Leases) share(db, ctx context.Context, hold func(context.Context, *Leas
 	}
 
 	l.mu.Lock()
-	if !slices.Equal(retired, l.status.Retired) && len(retired) > 0 {
-		l.log.Warn("sessions beyond BRIDGE_MQTT_SESSIONS are read by nobody; drain them", zap.Ints("sessions", retired))
+	if !slices.Equal(retiring, l.status.Retiring) && len(retiring) > 0 {
+		l.log.Info("sessions beyond BRIDGE_MQTT_SESSIONS are to be drained and ended", zap.Ints("sessions", retiring))
 	}
-	l.status.Sessions, l.status.Replicas, l.status.Retired = sessions, len(replicas), retired
+	l.status.Sessions, l.status.Replicas, l.status.Retiring = sessions, len(replicas), retiring
 	counts := map[string]int{}
 	for id := range replicas {
 		counts[id] = 0
@@ -264,24 +280,33 @@ func (l *Leases) share(db, ctx context.Context, hold func(context.Context, *Leas
 			counts[s.Owner]++
 		}
 	}
-	mine, ending := 0, 0
-	for _, h := range l.held {
+	mine, ending, last, retires := 0, 0, -1, false
+	for index, h := range l.held {
+		if h.lease.Retiring {
+			retires = true
+			continue
+		}
 		mine++
+		last = max(last, index)
 		if h.ending {
 			ending++
 		}
 	}
 	give := ctx.Err() == nil && mine > 0 && ending == 0 && free == 0 && l.surplus(counts)
 	if give {
-		index := slices.Max(slices.Collect(maps.Keys(l.held)))
-		l.log.Info("handing a session over", zap.Int("session", index), zap.Int("replicas", len(replicas)))
-		l.held[index].ending = true
-		l.held[index].cancel(ErrGivenUp)
+		l.log.Info("handing a session over", zap.Int("session", last), zap.Int("replicas", len(replicas)))
+		l.held[last].ending = true
+		l.held[last].cancel(ErrGivenUp)
 	}
 	l.mu.Unlock()
 	settled := !give && ending == 0 && ctx.Err() == nil
 	if n := l.entitled(counts) - mine; n > 0 && settled {
-		return l.claim(db, ctx, hold, n)
+		if err := l.claim(db, ctx, hold, 0, l.cfg.Sessions, n); err != nil {
+			return err
+		}
+	}
+	if abandoned && !retires && ctx.Err() == nil { // one at a time, beside the fair share: it is soon over
+		return l.claim(db, ctx, hold, l.cfg.Sessions, math.MaxInt32, 1)
 	}
 	return nil
 }
@@ -332,12 +357,12 @@ func (l *Leases) look(db context.Context) ([]Session, map[string]bool, error) {
 	for _, id := range ids {
 		live[id] = true
 	}
-	rows, err = l.pool.Query(db, `select index, client_id, coalesce(owner, ''), epoch from `+l.table("sessions")+` where share_name = $1 order by index`, l.cfg.ShareName)
+	rows, err = l.pool.Query(db, `select index, client_id, coalesce(owner, ''), epoch, retired_at is not null from `+l.table("sessions")+` where share_name = $1 order by index`, l.cfg.ShareName)
 	if err != nil {
 		return nil, nil, fmt.Errorf("look at sessions: %w", err)
 	}
 	sessions, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (s Session, err error) {
-		err = row.Scan(&s.Index, &s.ClientID, &s.Owner, &s.Epoch)
+		err = row.Scan(&s.Index, &s.ClientID, &s.Owner, &s.Epoch, &s.Retired)
 		s.Orphaned = s.Owner != "" && !live[s.Owner]
 		return s, err
 	})
@@ -347,9 +372,9 @@ func (l *Leases) look(db context.Context) ([]Session, map[string]bool, error) {
 	return sessions, live, nil
 }
 
-// claim takes up to n sessions: free ones, orphaned ones when our own heartbeat has been steady, and
+// claim takes up to n sessions with an index from first up to but without end: free ones, orphaned ones when our own heartbeat has been steady, and
 // ones that are ours although we do not hold them (the answer to a claim was lost).
-func (l *Leases) claim(db, ctx context.Context, hold func(context.Context, *Lease), n int) error {
+func (l *Leases) claim(db, ctx context.Context, hold func(context.Context, *Lease), first, end, n int) error {
 	l.mu.Lock()
 	held := make([]int32, 0, len(l.held))
 	for index := range l.held {
@@ -362,21 +387,26 @@ func (l *Leases) claim(db, ctx context.Context, hold func(context.Context, *Leas
 	rows, err := l.pool.Query(db, `
 		with candidate as (
 			select s.index from `+l.table("sessions")+` s
-			where s.share_name = $1 and s.index < $2 and not s.index = any ($3::int[])
+			where s.share_name = $1 and s.index >= $9 and s.index < $2 and (s.index < $10 or s.retired_at is null) and not s.index = any ($3::int[])
 			  and (s.owner is null or s.owner = $4 or $5 and not exists (
 			       select from `+l.table("replicas")+` r where r.id = s.owner and r.heartbeat_at > now() - $6 * interval '1 second'))
 			order by s.index limit $7 for update skip locked)
 		update `+l.table("sessions")+` s
-		set owner = $4, epoch = s.epoch + 1, acquired_at = now(), client_id = $8::text || '-' || s.index
+		set owner = $4, epoch = s.epoch + 1, acquired_at = now(),
+		    client_id = case when s.index < $10 then $8::text || '-' || s.index else s.client_id end,
+		    subscriptions = case when s.index < $10 then array(select distinct unnest(s.subscriptions || $11::text[]) order by 1) else s.subscriptions end,
+		    retired_at = null
 		from candidate where s.share_name = $1 and s.index = candidate.index
-		returning s.index, s.client_id, s.epoch, s.share_name`,
-		l.cfg.ShareName, l.cfg.Sessions, held, l.cfg.Owner, steady, l.cfg.TTL.Seconds(), n, l.cfg.ClientIDPrefix)
+		returning s.index, s.client_id, s.epoch, s.share_name, s.subscriptions`,
+		l.cfg.ShareName, end, held, l.cfg.Owner, steady, l.cfg.TTL.Seconds(), n, l.cfg.ClientIDPrefix, first, l.cfg.Sessions, l.cfg.subscriptions())
 	if err != nil {
 		return fmt.Errorf("claim sessions: %w", err)
 	}
 	leases, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*Lease, error) {
 		lease := &Lease{}
-		return lease, row.Scan(&lease.Index, &lease.ClientID, &lease.Epoch, &lease.ShareName)
+		err := row.Scan(&lease.Index, &lease.ClientID, &lease.Epoch, &lease.ShareName, &lease.Subscriptions)
+		lease.Retiring = lease.Index >= l.cfg.Sessions
+		return lease, err
 	})
 	if err != nil {
 		return fmt.Errorf("claim sessions: %w", err)
@@ -401,6 +431,34 @@ func (l *Leases) start(ctx context.Context, lease *Lease, hold func(context.Cont
 		l.returned <- h
 	}()
 }
+
+// Subscribed notes that the broker's session is subscribed to what is wanted and to nothing else.
+func (l *Leases) Subscribed(ctx context.Context, lease *Lease) error {
+	return l.note(ctx, lease, "subscriptions = $4", l.cfg.subscriptions())
+}
+
+// Retired notes that the session has been drained and ended at the broker.
+func (l *Leases) Retired(ctx context.Context, lease *Lease) error {
+	return l.note(ctx, lease, "subscriptions = $4, retired_at = now()", []string{})
+}
+
+// note changes the row of a session that is held.
+func (l *Leases) note(ctx context.Context, lease *Lease, set string, subscriptions []string) error {
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.TTL)
+	defer cancel()
+	tag, err := l.pool.Exec(ctx, "update "+l.table("sessions")+" set "+set+" where share_name = $1 and index = $2 and epoch = $3",
+		lease.ShareName, lease.Index, lease.Epoch, subscriptions)
+	if err != nil {
+		return fmt.Errorf("note subscriptions of session %d: %w", lease.Index, err)
+	}
+	if tag.RowsAffected() == 0 {
+		return ErrFenced
+	}
+	return nil
+}
+
+// subscriptions is never null for the database.
+func (cfg *LeaseConfig) subscriptions() []string { return append([]string{}, cfg.Subscriptions...) }
 
 // release frees a session whose hold has returned. When the database cannot be told, the session is
 // free when our replica row is old, or taken again by ourselves.

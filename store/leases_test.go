@@ -392,15 +392,79 @@ func TestClaimWaitsForTheLastCommit(t *testing.T) {
 	shared(t, []int{1}, a)
 }
 
-func TestRetiredSessionsAreReportedAndLeftAlone(t *testing.T) {
+// TestRetiring: sessions beyond the configured number are taken one at a time, whatever the fair share,
+// and are left alone when they are retired.
+func TestRetiring(t *testing.T) {
 	t.Parallel()
 	_, pool := newDatabase(t)
-	execute(t, pool, `insert into bridge.sessions (share_name, index, client_id) values ('share', 7, 'share-7'), ('other', 0, 'other-0')`)
+	execute(t, pool, `insert into bridge.sessions (share_name, index, client_id, epoch, subscriptions) values
+		('share', 7, 'old-7', 3, '{$share/share/a/#}'), ('share', 8, 'share-8', 1, '{}'), ('other', 9, 'other-9', 0, '{}')`)
 	a := startReplica(t, pool, "a", 2)
-	shared(t, []int{2}, a)
-	eventually(t, "the retired session is reported", func() bool { return slices.Equal(a.leases.Status().Retired, []int{7}) })
-	if n := value[int](t, pool, `select count(*)::int from bridge.sessions where epoch = 0 and owner is null`); n != 2 {
-		t.Errorf("%d of the two sessions that are none of ours are untouched", n)
+	shared(t, []int{3}, a)
+	var retiring *Lease
+	for _, lease := range a.leases.Owned() {
+		if lease.Retiring {
+			retiring = lease
+		}
+	}
+	if retiring == nil || retiring.Index != 7 || retiring.ClientID != "old-7" || retiring.Epoch != 4 || !slices.Equal(retiring.Subscriptions, []string{"$share/share/a/#"}) {
+		t.Fatalf("retiring %+v", retiring)
+	}
+	if s := a.leases.Status(); !slices.Equal(s.Retiring, []int{7, 8}) {
+		t.Errorf("to be retired: %v", s.Retiring)
+	}
+	if err := a.leases.Retired(t.Context(), retiring); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.leases.Retired(t.Context(), &Lease{ShareName: "share", Index: 8, Epoch: 99}); !errors.Is(err, ErrFenced) {
+		t.Errorf("a session of another epoch: %v", err)
+	}
+	a.end()
+	b := startReplica(t, pool, "b", 2)
+	eventually(t, "the other one is taken", func() bool {
+		return slices.ContainsFunc(b.leases.Owned(), func(l *Lease) bool { return l.Index == 8 && l.Retiring })
+	})
+	beats(t, pool, "b", 5)
+	if slices.ContainsFunc(b.leases.Owned(), func(l *Lease) bool { return l.Index == 7 }) {
+		t.Error("a retired session was taken again")
+	}
+	if n := value[int](t, pool, `select count(*)::int from bridge.sessions where share_name = 'other' and epoch = 0 and owner is null`); n != 1 {
+		t.Error("a session of another share was touched")
+	}
+	b.end()
+
+	c := startReplica(t, pool, "c", 8) // the number is raised again
+	shared(t, []int{9}, c)
+	if n := value[int](t, pool, `select count(*)::int from bridge.sessions where index = 7 and retired_at is null and epoch = 5 and client_id = 'share-7'`); n != 1 {
+		t.Error("the session is not in use again, with a greater epoch")
+	}
+}
+
+// TestSubscriptionsAddUp: until the difference is mended, the database knows of all that the broker's
+// session may be subscribed to.
+func TestSubscriptionsAddUp(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	execute(t, pool, `insert into bridge.sessions (share_name, index, client_id, subscriptions) values ('share', 0, 'share-0', '{b,a}')`)
+	l := NewLeases(pool, LeaseConfig{ShareName: "share", Owner: "a", Subscriptions: []string{"c", "b"}, Heartbeat: 40 * time.Millisecond, TTL: testTTL})
+	ctx, stop := context.WithCancel(t.Context())
+	stored := func() string {
+		return value[string](t, pool, `select array_to_string(subscriptions, ' ') from bridge.sessions`)
+	}
+	err := l.Run(ctx, func(ctx context.Context, lease *Lease) {
+		defer stop()
+		if !slices.Equal(lease.Subscriptions, []string{"a", "b", "c"}) || stored() != "a b c" {
+			t.Errorf("lease %v, stored %s", lease.Subscriptions, stored())
+		}
+		if err := l.Subscribed(ctx, lease); err != nil {
+			t.Error(err)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := stored(); got != "c b" {
+		t.Errorf("stored %s", got)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,17 +27,34 @@ type pipeline struct {
 
 	acks []ingest.Ack // of the batch being settled
 
+	received  atomic.Uint64 // messages of all kinds
+	tidy      chan struct{} // closed when nothing is subscribed that is not wanted
+	tidied    sync.Once
 	heldBytes atomic.Int64  // of the budget, by messages on the line
 	owed      atomic.Int64  // acknowledgements of messages on the line
 	settled   chan struct{} // capacity 1: owed has changed
 }
 
 func (s *service) newPipeline(lease *store.Lease, log *zap.Logger) (*pipeline, error) {
-	p := &pipeline{lease: lease, routes: s.cfg.routes, budget: s.budget, log: log, settled: make(chan struct{}, 1)}
+	p := &pipeline{lease: lease, routes: s.cfg.routes, budget: s.budget, log: log, settled: make(chan struct{}, 1), tidy: make(chan struct{})}
 	mqtt := s.mqtt
 	mqtt.Deliver = p.deliver
 	mqtt.BeginIncarnation = func(ctx context.Context, incarnation uint64) error {
 		return p.writer.BeginIncarnation(ctx, incarnation)
+	}
+	if lease.Retiring {
+		mqtt.Filters, mqtt.StatusTopic = nil, ""
+	}
+	wanted := mqtt.Subscriptions()
+	mqtt.Stale = slices.DeleteFunc(slices.Clone(lease.Subscriptions), func(filter string) bool { return slices.Contains(wanted, filter) })
+	mqtt.Unsubscribed = func(ctx context.Context) error {
+		if !lease.Retiring && len(mqtt.Stale) > 0 {
+			if err := s.leases.Subscribed(ctx, lease); err != nil {
+				return err
+			}
+		}
+		p.tidied.Do(func() { close(p.tidy) })
+		return nil
 	}
 	var err error
 	if p.session, err = ingest.New(mqtt, lease.ClientID); err != nil {
@@ -48,6 +66,7 @@ func (s *service) newPipeline(lease *store.Lease, log *zap.Logger) (*pipeline, e
 
 // deliver maps a message and hands it to the writer. It never waits: keepalive is behind it.
 func (p *pipeline) deliver(_ context.Context, d *ingest.Delivery) {
+	p.received.Add(1)
 	outcomes := p.routes.Map(&d.Message, nil)
 	// The rows wait in memory as well, and EACH can make many of a small message.
 	rows := 0
@@ -106,11 +125,21 @@ func (p *pipeline) run(ctx context.Context, drainTime time.Duration) error {
 	tasks.Go(func() { defer close(sessionDone); sessionErr = p.session.Run(work) })
 	tasks.Go(func() { defer close(writerDone); writerErr = p.writer.Run(work) })
 
+	retired := make(chan struct{})
+	if p.lease.Retiring {
+		tasks.Go(func() {
+			if p.empty(work) {
+				close(retired)
+			}
+		})
+	}
 	var err error
 	select {
+	case <-retired:
+		err = p.drain(ctx, errRetired, drainTime, writerDone)
 	case <-ctx.Done():
 		if err = context.Cause(ctx); !errors.Is(err, store.ErrFenced) {
-			err = p.drain(ctx, drainTime, writerDone)
+			err = p.drain(ctx, err, drainTime, writerDone)
 		}
 	case <-writerDone:
 		err = fmt.Errorf("writer: %w", writerErr)
@@ -124,14 +153,42 @@ func (p *pipeline) run(ctx context.Context, drainTime time.Duration) error {
 	return err
 }
 
+// errRetired is why the line of a session that nobody needs any more is drained.
+var errRetired = errors.New("the session is not needed any more")
+
+// empty returns true when the broker has nothing left for an unsubscribed session: everything received
+// is settled, and between that and the answer to a PINGREQ nothing more has come. false: ctx is done.
+func (p *pipeline) empty(ctx context.Context) bool {
+	select {
+	case <-p.tidy:
+	case <-ctx.Done():
+		return false
+	}
+	for quiet := 0; quiet < 2; { // once more, for brokers that answer a PINGREQ before they fill the window again
+		before := p.received.Load()
+		if p.owed.Load() == 0 && p.session.Barrier(ctx) == nil && p.owed.Load() == 0 && p.received.Load() == before {
+			quiet++
+			continue
+		}
+		quiet = 0
+		pause := time.NewTimer(100 * time.Millisecond)
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			pause.Stop()
+			return false
+		}
+	}
+	return true
+}
+
 // drain ends the line without loss: no more QoS 1 and 2 messages are taken, what was taken is
 // committed and acknowledged, the broker confirms that it has seen so, and what QoS 0 has brought
 // until the disconnection is committed as well.
-func (p *pipeline) drain(ctx context.Context, within time.Duration, writerDone <-chan struct{}) error {
-	cause := context.Cause(ctx)
+func (p *pipeline) drain(ctx context.Context, cause error, within time.Duration, writerDone <-chan struct{}) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), within)
 	defer cancel()
-	p.log.Info("session is drained", zap.NamedError("cause", cause), zap.Int("in_flight", p.writer.Status().InFlight))
+	p.log.Info("draining session", zap.NamedError("cause", cause), zap.Int("in_flight", p.writer.Status().InFlight))
 	began := time.Now()
 	p.session.StopTaking()
 	for p.owed.Load() > 0 {
@@ -143,7 +200,11 @@ func (p *pipeline) drain(ctx context.Context, within time.Duration, writerDone <
 			return fmt.Errorf("drain: %d messages are not committed after %s", p.owed.Load(), within)
 		}
 	}
-	closeErr := p.session.Close(ctx)
+	leave := p.session.Close
+	if errors.Is(cause, errRetired) {
+		leave = p.session.End
+	}
+	closeErr := leave(ctx)
 	if err := p.writer.Drain(ctx); err != nil {
 		return errors.Join(closeErr, fmt.Errorf("drain: %w", err))
 	}

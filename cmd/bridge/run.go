@@ -103,9 +103,10 @@ func newService(ctx context.Context, cfg *config, log *zap.Logger) (*service, er
 	s.metrics = store.NewMetrics(s.registry)
 	s.tables = store.NewTables(pool, cfg.store(log), cfg.routes)
 	s.monitor = store.NewMonitor(pool, cfg.Schema.value, s.metrics)
+	subscriptions := cfg.ingest(log)
 	s.leases = store.NewLeases(pool, store.LeaseConfig{
 		Schema: cfg.Schema.value, ShareName: cfg.MQTT.ShareName.value, ClientIDPrefix: cfg.clientIDPrefix(),
-		Sessions: cfg.MQTT.Sessions.value, Owner: rand.Text(), Log: log, Metrics: s.metrics,
+		Sessions: cfg.MQTT.Sessions.value, Subscriptions: subscriptions.Subscriptions(), Owner: rand.Text(), Log: log, Metrics: s.metrics,
 	})
 	s.budget = ingest.NewBudget(int64(cfg.MaxInflightBytes.value))
 	s.mqtt = cfg.ingest(log)
@@ -305,6 +306,11 @@ func (s *service) hold(ctx context.Context, lease *store.Lease) {
 	s.mu.Unlock()
 
 	err = p.run(ctx, s.drainTime())
+	if err == nil && lease.Retiring && ctx.Err() == nil {
+		if err = s.leases.Retired(context.WithoutCancel(ctx), lease); err == nil {
+			log.Info("session is retired: the broker has forgotten it")
+		}
+	}
 
 	s.mu.Lock()
 	delete(s.pipelines, lease.Index)
