@@ -28,6 +28,7 @@ type catalogTable struct {
 	name        string
 	partitioned bool // by range over the column time alone
 	writable    bool // the role may insert
+	owned       bool // the role may change the table
 	columns     map[string]catalogColumn
 	uniqueKeys  [][]string // columns of each unique index that on conflict can use, sorted
 }
@@ -38,6 +39,7 @@ type catalogColumn struct {
 	typeName  string
 	required  bool // not null and without default
 	generated bool
+	readable  bool // the role may select it
 }
 
 // querier is what a pool, a connection and a transaction have in common.
@@ -53,14 +55,14 @@ func inspect(ctx context.Context, db querier, t *mapping.Table) (*catalogTable, 
 	var insert bool
 	err := db.QueryRow(ctx, `
 		select c.oid, n.nspname::text, c.relname::text, c.relkind::text,
-		       has_table_privilege(c.oid, 'insert') or has_any_column_privilege(c.oid, 'insert'),
+		       has_table_privilege(c.oid, 'insert') or has_any_column_privilege(c.oid, 'insert'), pg_has_role(c.relowner, 'usage'),
 		       coalesce(p.partstrat = 'r' and p.partnatts = 1 and
 		                (select a.attname from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum = p.partattrs[0]) = 'time', false)
 		from pg_catalog.pg_class c
 		join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 		left join pg_catalog.pg_partitioned_table p on p.partrelid = c.oid
 		where c.oid = pg_catalog.to_regclass($1)`, tableIdentifier(t).Sanitize()).
-		Scan(&c.oid, &c.schema, &c.name, &kind, &insert, &c.partitioned)
+		Scan(&c.oid, &c.schema, &c.name, &kind, &insert, &c.owned, &c.partitioned)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil
 	}
@@ -75,7 +77,8 @@ func inspect(ctx context.Context, db querier, t *mapping.Table) (*catalogTable, 
 	rows, err := db.Query(ctx, `
 		select a.attname::text, case when t.typtype = 'd' then t.typbasetype else t.oid end,
 		       pg_catalog.format_type(a.atttypid, a.atttypmod),
-		       a.attnotnull and not a.atthasdef and a.attidentity = '', a.attgenerated <> ''
+		       a.attnotnull and not a.atthasdef and a.attidentity = '', a.attgenerated <> '',
+		       has_column_privilege(a.attrelid, a.attnum, 'select')
 		from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid
 		where a.attrelid = $1::oid and a.attnum > 0 and not a.attisdropped
 		order by a.attnum`, int64(c.oid))
@@ -83,7 +86,7 @@ func inspect(ctx context.Context, db querier, t *mapping.Table) (*catalogTable, 
 		return nil, fmt.Errorf("look up columns of %s: %w", tableName(t), err)
 	}
 	var column catalogColumn
-	_, err = pgx.ForEachRow(rows, []any{&column.name, &column.oid, &column.typeName, &column.required, &column.generated}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&column.name, &column.oid, &column.typeName, &column.required, &column.generated, &column.readable}, func() error {
 		c.columns[column.name] = column
 		return nil
 	})
@@ -110,24 +113,31 @@ func inspect(ctx context.Context, db querier, t *mapping.Table) (*catalogTable, 
 // missing returns the columns that the table lacks, or says why the route cannot use it.
 func (c *catalogTable) missing(t *mapping.Table) ([]mapping.Column, error) {
 	if !c.writable {
-		return nil, &TableError{tableName(t), "the role has no privilege to insert"}
+		return nil, &TableError{tableName(t), "the role has no privilege to insert: grant select, insert on " + c.identifier().Sanitize() + " to the role"}
 	}
 	var missing []mapping.Column
 	for _, want := range t.Columns {
 		have, ok := c.columns[want.Name]
 		switch {
 		case !ok && slices.Contains(t.KeyColumns, want.Name):
-			return nil, &TableError{tableName(t), fmt.Sprintf("has no column %s, which belongs to the key of a route table", want.Name)}
+			return nil, &TableError{tableName(t), fmt.Sprintf("has no column %s, which belongs to the key (%s) of a route table and is not added to a table that is there",
+				want.Name, strings.Join(t.KeyColumns, ", "))}
 		case !ok:
 			missing = append(missing, want)
 		case have.generated:
 			return nil, &TableError{tableName(t), fmt.Sprintf("column %s is generated, the route cannot write it", want.Name)}
 		case !sameType(have.oid, want.OID):
 			return nil, &TableError{tableName(t), fmt.Sprintf("column %s is %s, the route writes %s", want.Name, have.typeName, want.Type)}
+		case slices.Contains(t.KeyColumns, want.Name) && !have.readable && c.unique(t.KeyColumns):
+			// on conflict (columns) reads them.
+			return nil, &TableError{tableName(t), fmt.Sprintf("the role has no privilege to select column %s, by which duplicates are recognised: grant select, insert on %s to the role",
+				want.Name, c.identifier().Sanitize())}
 		}
 	}
 	return missing, nil
 }
+
+func (c *catalogTable) identifier() pgx.Identifier { return pgx.Identifier{c.schema, c.name} }
 
 // sameType says that values of a type may be sent as the other: text and varchar are one and the same
 // on the wire, and tables made by people have either.
@@ -143,11 +153,16 @@ func (c *catalogTable) unique(key []string) bool {
 }
 
 // warnings says what an operator should know about a table that is used as it is.
-func (c *catalogTable) warnings(t *mapping.Table) []string {
+func (c *catalogTable) warnings(route *mapping.Route) []string {
+	t := &route.Table
 	var w []string
 	if !c.unique(t.KeyColumns) {
-		w = append(w, fmt.Sprintf("table %s has no unique index on exactly (%s): duplicates cannot be recognised and will be inserted again",
-			tableName(t), strings.Join(t.KeyColumns, ", ")))
+		consequence := "what a publisher sends again, or a broker that has lost the session, makes a second row"
+		if !route.Keyed {
+			consequence = "a message of QoS 0 and a replayed dead letter can make a second row"
+		}
+		w = append(w, fmt.Sprintf("table %s has no unique index on exactly (%s): %s; redeliveries by the broker within its session are still recognised, by the delivery ledger",
+			tableName(t), strings.Join(t.KeyColumns, ", "), consequence))
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.columns)) {
 		if c.columns[name].required && !slices.ContainsFunc(t.Columns, func(w mapping.Column) bool { return w.Name == name }) {

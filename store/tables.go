@@ -34,7 +34,8 @@ type Tables struct {
 
 // tableState is what is known of a route's table.
 type tableState struct {
-	plan     *plan // nil: has to be looked at before the next insert
+	plan     *plan  // nil: has to be looked at before the next insert
+	place    string // the table with its schema; empty: not looked at yet
 	warnings []string
 
 	reason       string    // why the route fails; empty: it does not
@@ -88,16 +89,14 @@ func (t *Tables) Failing() map[string]string {
 	return failing
 }
 
-// Warnings returns what an operator should know about the tables, in the order of the routes.
-func (t *Tables) Warnings() []string {
+// Warnings returns what an operator should know about the tables that can be written, by route.
+func (t *Tables) Warnings() map[string][]string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var all []string
-	for _, route := range t.routes {
-		for _, w := range t.states[route].warnings {
-			if !slices.Contains(all, w) {
-				all = append(all, w)
-			}
+	all := map[string][]string{}
+	for route, s := range t.states {
+		if len(s.warnings) > 0 {
+			all[route.Name] = slices.Clone(s.warnings)
 		}
 	}
 	return all
@@ -181,7 +180,7 @@ func (t *Tables) ensureRoute(ctx context.Context, route *mapping.Route) error {
 	defer t.ensuring.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, t.cfg.attemptTimeout)
 	defer cancel()
-	table, err := t.ensureTable(ctx, &route.Table)
+	table, warnings, err := t.ensureTable(ctx, route)
 	if err != nil {
 		err = fmt.Errorf("prepare table %s of route %s: %w", tableName(&route.Table), route.Name, err)
 		if classify(err) == verdictRoute {
@@ -189,7 +188,6 @@ func (t *Tables) ensureRoute(ctx context.Context, route *mapping.Route) error {
 		}
 		return err
 	}
-	warnings := table.warnings(&route.Table)
 	if err := t.makePartitions(ctx, &route.Table, table); err != nil {
 		// The default partition takes the rows meanwhile, and Maintain tries again.
 		warnings = append(warnings, "partitions are not made: "+err.Error())
@@ -202,6 +200,10 @@ func (t *Tables) ensureRoute(ctx context.Context, route *mapping.Route) error {
 			t.log.Warn("table is used as it is", zap.String("route", route.Name), zap.String("warning", w))
 		}
 	}
+	if place := table.schema + "." + table.name; s.place != place {
+		t.log.Info("table of route", zap.String("route", route.Name), zap.String("table", place))
+		s.place = place
+	}
 	s.plan, s.warnings = newPlan(route, table.unique(route.Table.KeyColumns)), warnings
 	if !s.byInsert {
 		s.reason = ""
@@ -209,43 +211,36 @@ func (t *Tables) ensureRoute(ctx context.Context, route *mapping.Route) error {
 	return nil
 }
 
-func (t *Tables) ensureTable(ctx context.Context, want *mapping.Table) (*catalogTable, error) {
-	table, missing, err := t.inspect(ctx, t.pool, want)
-	if err != nil {
-		return nil, err
+// ensureTable returns the table as it is then, and what an operator should know about it.
+func (t *Tables) ensureTable(ctx context.Context, route *mapping.Route) (*catalogTable, []string, error) {
+	want := &route.Table
+	r, table, err := look(ctx, t.pool, t.cfg.Schema, route)
+	if err != nil || !r.Create && len(r.Add) == 0 {
+		return table, r.Warnings, err
 	}
-	if table == nil || len(missing) > 0 {
-		err = t.change(ctx, func(tx pgx.Tx) error {
-			// Another replica may have done it while we waited for the lock.
-			table, missing, err := t.inspect(ctx, tx, want)
-			if err != nil {
-				return err
-			}
-			if table == nil {
-				return create(ctx, tx, want)
-			}
-			return addColumns(ctx, tx, want, missing)
-		})
+	err = t.change(ctx, func(tx pgx.Tx) error {
+		// Another replica may have done it while we waited for the lock.
+		table, err := inspect(ctx, tx, want)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		if table, missing, err = t.inspect(ctx, t.pool, want); err != nil {
-			return nil, err
+		if table == nil {
+			return create(ctx, tx, want)
 		}
-		if table == nil || len(missing) > 0 {
-			return nil, &TableError{tableName(want), "was created or extended, but is not there"}
+		missing, err := table.missing(want)
+		if err != nil {
+			return err
 		}
-	}
-	return table, nil
-}
-
-func (t *Tables) inspect(ctx context.Context, db querier, want *mapping.Table) (*catalogTable, []mapping.Column, error) {
-	table, err := inspect(ctx, db, want)
-	if table == nil || err != nil {
+		return addColumns(ctx, tx, want, missing)
+	})
+	if err != nil {
 		return nil, nil, err
 	}
-	missing, err := table.missing(want)
-	return table, missing, err
+	r, table, err = look(ctx, t.pool, t.cfg.Schema, route)
+	if err == nil && (r.Create || len(r.Add) > 0) {
+		err = &TableError{tableName(want), "was created or extended, but is not there"}
+	}
+	return table, r.Warnings, err
 }
 
 // change runs data definition in a transaction, one replica at a time. It waits for locks only
@@ -263,9 +258,17 @@ func (t *Tables) change(ctx context.Context, f func(tx pgx.Tx) error) error {
 	})
 }
 
-func create(ctx context.Context, tx pgx.Tx, want *mapping.Table) error {
+// nameable says that a table that is to be made leaves room for the names of its partitions.
+func nameable(want *mapping.Table) error {
 	if want.Partition != mapping.PartitionNone && want.Partition != "" && len(want.Name) > maxPartitionedName {
 		return &TableError{tableName(want), fmt.Sprintf("the name is too long for a partitioned table: at most %d bytes, so that its partitions can be named", maxPartitionedName)}
+	}
+	return nil
+}
+
+func create(ctx context.Context, tx pgx.Tx, want *mapping.Table) error {
+	if err := nameable(want); err != nil {
+		return err
 	}
 	if want.Schema != "" {
 		var there bool

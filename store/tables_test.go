@@ -83,7 +83,7 @@ func TestEnsureExtendsAndVerifies(t *testing.T) {
 			if failing := l.tables.Failing()["telemetry"]; (failing == "") != (test.failing == "") || !strings.Contains(failing, test.failing) {
 				t.Errorf("failing because %q, want %q", failing, test.failing)
 			}
-			warnings := strings.Join(l.tables.Warnings(), "\n")
+			warnings := strings.Join(l.tables.Warnings()["telemetry"], "\n")
 			if (warnings == "") != (test.warning == "") || !strings.Contains(warnings, test.warning) {
 				t.Errorf("warnings %q, want %q", warnings, test.warning)
 			}
