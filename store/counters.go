@@ -26,7 +26,7 @@ type RouteCounts struct {
 	Route        string
 	Received     uint64
 	Written      uint64 // at least one row of the message was inserted
-	Duplicate    uint64 // all its rows were there
+	Duplicate    uint64 // its outcome is committed already: a redelivery, or all its rows were there
 	DeadLettered map[mapping.Reason]uint64
 	Skipped      map[mapping.SkipReason]uint64
 	InFlight     uint64 // received and not settled yet
@@ -144,7 +144,7 @@ func (t tallies) of(route string) *tally {
 var (
 	descReceived = prometheus.NewDesc("bridge_messages_received_total", "Messages received for a route.", []string{"route"}, nil)
 	descWritten  = prometheus.NewDesc("bridge_messages_written_total", "Messages of which at least one row was inserted.", []string{"route"}, nil)
-	descDup      = prometheus.NewDesc("bridge_messages_duplicate_total", "Messages whose rows were all there already.", []string{"route"}, nil)
+	descDup      = prometheus.NewDesc("bridge_messages_duplicate_total", "Messages whose outcome was committed already: redeliveries, and those whose rows were all there.", []string{"route"}, nil)
 	descDead     = prometheus.NewDesc("bridge_messages_dead_lettered_total", "Messages kept in the table of dead letters.", []string{"route", "reason"}, nil)
 	descSkipped  = prometheus.NewDesc("bridge_messages_skipped_total", "Messages passed over; abandoned: left unacknowledged at a hard stop, for the broker to deliver again.", []string{"route", "reason"}, nil)
 	descInFlight = prometheus.NewDesc("bridge_messages_in_flight", "Messages received and not committed yet.", []string{"route"}, nil)

@@ -127,7 +127,7 @@ func TestMetrics(t *testing.T) {
 	if problems, err := testutil.GatherAndLint(registry); err != nil || len(problems) > 0 {
 		t.Errorf("lint: %v %v", problems, err)
 	}
-	if s := (&Writer{fence: &Lease{Index: 4}}).session(); s != "4" {
+	if s := (&Writer{fence: &Lease{Index: 4, ClientID: "plant-4"}}).session(); s != "plant-4" {
 		t.Errorf("session %q, want 4", s)
 	}
 }

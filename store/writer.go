@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"strconv"
 	"sync"
 	"time"
 
@@ -86,12 +85,12 @@ func NewWriter(pool *pgxpool.Pool, cfg Config, tables *Tables, counters *Counter
 	return w
 }
 
-// session is the label of the writer's session.
+// session is the label of the writer's session in the metrics: its client id.
 func (w *Writer) session() string {
 	if w.fence == nil {
-		return "0"
+		return ""
 	}
-	return strconv.Itoa(w.fence.Index)
+	return w.fence.ClientID
 }
 
 // Enqueue hands a message over. It never blocks; memory is bounded by the budget that the caller
