@@ -18,7 +18,7 @@ SCENARIOS := ./integration ./integration/provider ./integration/deploy
 UNITS     = $(shell go list ./... | grep -vE '/integration(/provider|/image|/deploy)?$$')
 
 # The scenarios that a build machine runs a second time, on processes instead of containers.
-CORE ?= ^Test(MainJob|Poison|BrokerRestartMidStream|DatabaseRestartMidStream|BridgeKilledMidStream|TwoBridgesShare|GracefulStop)$$
+CORE ?= ^Test(MainJob|Poison|BrokerRestartMidStream|DatabaseRestartMidStream|BridgeKilledMidStream|EqualReadingsThroughKills|TwoBridgesShare|FewerSessions|FiltersChange|GracefulStop)$$
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
