@@ -176,9 +176,13 @@ func (w *Writer) bounded(ctx context.Context) (_ context.Context, progress func(
 	return ctx, progress, func() { timer.Stop(); cancelCause(nil) }
 }
 
-// guard is the statement that every transaction begins with: limits for this transaction alone, and
-// the fence.
+// guard is the statement that every transaction of the writer begins with.
 func (w *Writer) guard(lockTimeout time.Duration) *statement {
+	return guard(w.cfg, w.fence, lockTimeout)
+}
+
+// guard sets limits for this transaction alone, and checks the fence if there is one.
+func guard(cfg Config, fence *Lease, lockTimeout time.Duration) *statement {
 	s := &statement{
 		// synchronous_commit=off would report commits that a crash of the server can still lose, and
 		// an acknowledged message must not be among them. The keepalives make the server notice
@@ -186,13 +190,13 @@ func (w *Writer) guard(lockTimeout time.Duration) *statement {
 		sql: `select set_config('lock_timeout', $1, true), set_config('idle_in_transaction_session_timeout', $2, true),` +
 			` set_config('synchronous_commit', case current_setting('synchronous_commit') when 'off' then 'local' else current_setting('synchronous_commit') end, true),` +
 			` set_config('tcp_keepalives_idle', '15', true), set_config('tcp_keepalives_interval', '5', true), set_config('tcp_keepalives_count', '3', true)`,
-		params: [][]byte{milliseconds(lockTimeout), milliseconds(w.cfg.attemptTimeout)},
+		params: [][]byte{milliseconds(lockTimeout), milliseconds(cfg.attemptTimeout)},
 		oids:   []uint32{pgtype.TextOID, pgtype.TextOID},
 		text:   true,
 	}
-	if w.fence != nil {
-		s.sql += ", " + pgx.Identifier{w.cfg.Schema, "fence"}.Sanitize() + "($3, $4, $5)"
-		s.params = append(s.params, []byte(w.fence.ShareName), strconv.AppendInt(nil, int64(w.fence.Index), 10), strconv.AppendInt(nil, w.fence.Epoch, 10))
+	if fence != nil {
+		s.sql += ", " + pgx.Identifier{cfg.Schema, "fence"}.Sanitize() + "($3, $4, $5)"
+		s.params = append(s.params, []byte(fence.ShareName), strconv.AppendInt(nil, int64(fence.Index), 10), strconv.AppendInt(nil, fence.Epoch, 10))
 		s.oids = append(s.oids, pgtype.TextOID, pgtype.Int4OID, pgtype.Int8OID)
 	}
 	return s

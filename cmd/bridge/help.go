@@ -34,7 +34,8 @@ func printCommands(out io.Writer) error {
 		fmt.Fprintln(w, "  "+strings.TrimSpace("bridge "+c.name+" "+c.usage))
 		fmt.Fprintln(w, "      "+c.does)
 	}
-	fmt.Fprintln(w, "\nExit codes: 0 success, 1 failure, 2 wrong usage or configuration.")
+	fmt.Fprintln(w, "\nT of the dead letters is a time (RFC 3339) or an age such as 90m, 24h or 7d.")
+	fmt.Fprintln(w, "Exit codes: 0 success, 1 failure, 2 wrong usage or configuration.")
 	fmt.Fprintln(w, "All configuration is by environment variables: bridge help env.")
 	return w.Flush()
 }

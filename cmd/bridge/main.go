@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"syscall"
 )
 
@@ -56,14 +57,16 @@ func commands() []command {
 		{"migrate", "[status]", "applies the migrations of the bridge's own tables, or lists them", migrateCommand},
 		{"check", "[--connect]", "reads the configuration and prints routes, tables and warnings; --connect also talks to broker and database", checkCommand},
 		{"map", "--topic T [--payload FILE or -] [--user-property k=v] [--content-type C] [--qos N] [--retain]", "dry run of one message: prints its rows as JSON lines, or why it would become a dead letter", mapCommand},
+		{"deadletters", "list [--route R] [--reason X] [--since T] [--limit N] [--all] [--json]", "lists the dead letters that wait, the newest first; --all also those that were replayed", deadLettersCommand},
+		{"deadletters", "show ID [--payload]", "prints everything about one; --payload writes nothing but its exact payload", deadLettersCommand},
+		{"deadletters", "replay [--route R] [--id ID] [--since T]", "writes those that wait through the routes as they are configured now; may be repeated at will", deadLettersCommand},
+		{"deadletters", "purge [--replayed] [--before T] [--id ID] [--route R] [--yes]", "says how many it would delete, and deletes them with --yes", deadLettersCommand},
+		{"sessions", "list [--json]", "lists the leased sessions: who holds them and since when", sessionsCommand},
 		{"probe", "[--url U]", "asks a running bridge whether it is ready, for container health checks", probeCommand},
 		{"version", "", "prints version, commit and Go version", versionCommand},
 		{"help", "[env [--markdown]]", "prints the commands, or every environment variable", helpCommand},
 	}
 }
-
-// planned are commands that scripts may try and this version does not have.
-var planned = []string{"deadletters", "sessions"}
 
 // usageError is wrong usage or configuration: exit code 2. An empty text was printed already.
 type usageError struct{ text string }
@@ -93,7 +96,8 @@ func realMain(ctx context.Context, args []string, std streams) int {
 		}
 		return exitUsage
 	case !errors.Is(err, errTold):
-		fmt.Fprintln(std.err, "bridge: "+err.Error())
+		// The driver gives every address it has tried a line of its own.
+		fmt.Fprintln(std.err, "bridge: "+strings.ReplaceAll(err.Error(), "\n\t", " "))
 	}
 	return exitFailure
 }
@@ -105,9 +109,6 @@ func dispatch(ctx context.Context, name string, args []string, std streams) erro
 	all := commands()
 	if i := slices.IndexFunc(all, func(c command) bool { return c.name == name }); i >= 0 {
 		return all[i].run(ctx, args, std)
-	}
-	if slices.Contains(planned, name) {
-		return usageError{name + " is not in this version"}
 	}
 	return usageError{fmt.Sprintf("no command %q; see bridge help", name)}
 }
@@ -140,6 +141,26 @@ func parse(flags *flag.FlagSet, args []string, std streams, words ...string) (st
 		return "", usageError{fmt.Sprintf("%s: unexpected argument %q", flags.Name(), flags.Arg(0))}
 	}
 	return word, nil
+}
+
+// subcommand splits the words behind a command into the word that says what to do, which must be one
+// of those given, and the rest.
+func subcommand(name string, args []string, std streams, words ...string) (word string, rest []string, err error) {
+	expected := strings.Join(words[:len(words)-1], ", ") + " or " + words[len(words)-1]
+	switch {
+	case len(args) == 0:
+		return "", nil, usageError{name + ": expected " + expected + "; see bridge help"}
+	case slices.Contains([]string{"-h", "-help", "--help"}, args[0]):
+		for _, c := range commands() {
+			if c.name == name {
+				fmt.Fprintf(std.err, "bridge %s %s\n    %s\n", c.name, c.usage, c.does)
+			}
+		}
+		return "", nil, flag.ErrHelp
+	case !slices.Contains(words, args[0]):
+		return "", nil, usageError{fmt.Sprintf("%s: unexpected argument %q; expected %s", name, args[0], expected)}
+	}
+	return args[0], args[1:], nil
 }
 
 // newFlags returns an empty flag set for a command.

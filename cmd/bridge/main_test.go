@@ -98,8 +98,24 @@ func TestUsage(t *testing.T) {
 		{"run fast", 2, "", `unexpected argument "fast"`},
 		{"run --fast", 2, "", "fast"},
 		{"frobnicate", 2, "", `no command "frobnicate"`},
-		{"deadletters list", 2, "", "deadletters is not in this version"},
-		{"sessions list", 2, "", "sessions is not in this version"},
+		{"deadletters", 2, "", "deadletters: expected list, show, replay or purge"},
+		{"deadletters --help", 0, "", "bridge deadletters purge [--replayed]"},
+		{"deadletters bury", 2, "", `unexpected argument "bury"`},
+		{"deadletters list all", 2, "", `unexpected argument "all"`},
+		{"deadletters list --limit -1", 2, "", "--limit"},
+		{"deadletters list --since yesterday", 2, "", "expected a time such as"},
+		{"deadletters list --since -1h", 2, "", "expected a time such as"},
+		{"deadletters list -h", 0, "", "-reason"},
+		{"deadletters show", 2, "", "deadletters show: expected the id of a dead letter"},
+		{"deadletters show 17", 2, "", `"17"`},
+		{"deadletters show --payload", 2, "", "deadletters show: expected the id of a dead letter"},
+		{"deadletters replay --id 17", 2, "", "expected the id of a dead letter"},
+		{"deadletters replay now", 2, "", `unexpected argument "now"`},
+		{"deadletters purge", 2, "", "deadletters purge: expected --replayed, --before, --id or --route"},
+		{"deadletters purge --yes", 2, "", "deadletters purge: expected --replayed, --before, --id or --route"},
+		{"sessions", 2, "", "sessions: expected list or drain"},
+		{"sessions list 0", 2, "", `unexpected argument "0"`},
+		{"sessions drain 0", 2, "", "sessions drain comes with a later version"},
 		{"migrate sideways", 2, "", `unexpected argument "sideways"`},
 		{"check --nonsense", 2, "", "nonsense"},
 		{"map", 2, "", "--topic"},
@@ -123,7 +139,7 @@ func TestUsage(t *testing.T) {
 func TestHelpIsTheListOfCommands(t *testing.T) {
 	environment(t)
 	_, help, _ := bridge(t, "", "help")
-	for _, name := range []string{"run", "migrate", "check", "map", "probe", "version", "help"} {
+	for _, name := range []string{"run", "migrate", "check", "map", "deadletters list", "deadletters show", "deadletters replay", "deadletters purge", "sessions list", "probe", "version", "help"} {
 		if !strings.Contains(help, "\n  bridge "+name) {
 			t.Errorf("help lacks %s:\n%s", name, help)
 		}

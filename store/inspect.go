@@ -1,0 +1,236 @@
+package store
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/mqttpg/bridge/mapping"
+)
+
+// DeadLetter is one message that could not be written, for people to look at.
+type DeadLetter struct {
+	ID         string
+	Route      string // none: no route matched the topic
+	Topic      string
+	QoS        int
+	Retain     bool
+	Bytes      int64 // of the payload
+	ReceivedAt time.Time
+	Reason     mapping.Reason
+	Detail     string
+	Attempts   int        // replays that were tried
+	ReplayedAt *time.Time // nil: it still waits
+	CreatedAt  time.Time
+
+	// Message is what was received; only ReadDeadLetter fills it in.
+	Message *mapping.Message
+	// Truncated says that its User Properties were too large to keep.
+	Truncated bool
+}
+
+// LetterFilter chooses dead letters. What is zero does not matter.
+type LetterFilter struct {
+	ID       string // a UUID
+	Route    string
+	Reason   string
+	Since    time.Time // received then or later
+	Before   time.Time // received earlier
+	Waiting  bool      // not replayed yet
+	Replayed bool
+}
+
+// where is the condition of the filter and its parameters.
+func (f LetterFilter) where() (condition string, params []any) {
+	all := []string{"true"}
+	add := func(holds bool, text string, value any) {
+		if holds {
+			params = append(params, value)
+			all = append(all, strings.ReplaceAll(text, "$", "$"+strconv.Itoa(len(params))))
+		}
+	}
+	add(f.ID != "", "id = $::text::uuid", f.ID)
+	add(f.Route != "", "route = $", f.Route)
+	add(f.Reason != "", "reason = $", f.Reason)
+	add(!f.Since.IsZero(), "received_at >= $", f.Since)
+	add(!f.Before.IsZero(), "received_at < $", f.Before)
+	if f.Waiting {
+		all = append(all, "replayed_at is null")
+	}
+	if f.Replayed {
+		all = append(all, "replayed_at is not null")
+	}
+	return strings.Join(all, " and "), params
+}
+
+// letterColumns are those of DeadLetter in order, but for the message.
+const letterColumns = "id::text, route, topic, qos, retain, octet_length(payload), received_at, reason, detail, attempts, replayed_at, created_at"
+
+func (l *DeadLetter) fields() []any {
+	return []any{&l.ID, &l.Route, &l.Topic, &l.QoS, &l.Retain, &l.Bytes, &l.ReceivedAt, &l.Reason, &l.Detail, &l.Attempts, &l.ReplayedAt, &l.CreatedAt}
+}
+
+// ListDeadLetters calls each for the dead letters that the filter chooses, the newest first, at most
+// limit of them; 0 is no limit. It does not read their payloads.
+func ListDeadLetters(ctx context.Context, conn *pgx.Conn, schema string, filter LetterFilter, limit int, each func(*DeadLetter) error) error {
+	condition, params := filter.where()
+	sql := "select " + letterColumns + " from " + letterTable(schema) + " where " + condition + " order by received_at desc, id desc"
+	if limit > 0 {
+		sql += " limit " + strconv.Itoa(limit)
+	}
+	rows, err := conn.Query(ctx, sql, params...)
+	if err != nil {
+		return fmt.Errorf("list dead letters: %w", unprepared(schema, err))
+	}
+	var l DeadLetter
+	if _, err = pgx.ForEachRow(rows, l.fields(), func() error { return each(&l) }); err != nil {
+		return fmt.Errorf("list dead letters: %w", unprepared(schema, err))
+	}
+	return nil
+}
+
+// ErrNoDeadLetter says that there is no dead letter with the id.
+var ErrNoDeadLetter = errors.New("no such dead letter")
+
+// ReadDeadLetter reads one dead letter with its message.
+func ReadDeadLetter(ctx context.Context, conn *pgx.Conn, schema, id string) (*DeadLetter, error) {
+	l := &DeadLetter{}
+	var payload, document []byte
+	err := conn.QueryRow(ctx, "select "+letterColumns+", payload, properties::text from "+letterTable(schema)+" where id = $1::text::uuid", id).
+		Scan(append(l.fields(), &payload, &document)...)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, ErrNoDeadLetter
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read dead letter: %w", unprepared(schema, err))
+	}
+	l.Message = &mapping.Message{Topic: l.Topic, Payload: payload, QoS: byte(l.QoS), Retain: l.Retain, ReceivedAt: l.ReceivedAt}
+	if l.Truncated, err = readProperties(document, l.Message); err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// CountDeadLetters counts what the filter chooses, and how many of those still wait.
+func CountDeadLetters(ctx context.Context, conn *pgx.Conn, schema string, filter LetterFilter) (all, waiting int, err error) {
+	condition, params := filter.where()
+	err = conn.QueryRow(ctx, "select count(*), count(*) filter (where replayed_at is null) from "+letterTable(schema)+" where "+condition, params...).
+		Scan(&all, &waiting)
+	if err != nil {
+		return 0, 0, fmt.Errorf("count dead letters: %w", unprepared(schema, err))
+	}
+	return all, waiting, nil
+}
+
+// PurgeDeadLetters deletes what the filter chooses and says how many that were.
+func PurgeDeadLetters(ctx context.Context, conn *pgx.Conn, schema string, filter LetterFilter) (int, error) {
+	condition, params := filter.where()
+	tag, err := conn.Exec(ctx, "delete from "+letterTable(schema)+" where "+condition, params...)
+	if err != nil {
+		return 0, fmt.Errorf("delete dead letters: %w", unprepared(schema, err))
+	}
+	return int(tag.RowsAffected()), nil
+}
+
+// readProperties gives a message the properties that a dead letter keeps.
+func readProperties(document []byte, m *mapping.Message) (truncated bool, err error) {
+	var doc properties
+	if err := json.Unmarshal(document, &doc); err != nil {
+		return false, fmt.Errorf("read properties of a dead letter: %w", err)
+	}
+	m.ContentType = doc.ContentType
+	if doc.CorrelationData != "" {
+		if m.CorrelationData, err = base64.StdEncoding.DecodeString(doc.CorrelationData); err != nil {
+			return false, fmt.Errorf("read properties of a dead letter: correlation data: %w", err)
+		}
+	}
+	for _, p := range doc.UserProperties {
+		m.UserProperties = append(m.UserProperties, mapping.UserProperty{Name: p[0], Value: p[1]})
+	}
+	return doc.Truncated, nil
+}
+
+// sessionTTL is the TTL of the leases, LeaseConfig.TTL: it is no setting, so that every process of a
+// database has the same.
+const sessionTTL = 5 * time.Second
+
+// SessionState is what has become of a session.
+type SessionState string
+
+// The states of a session.
+const (
+	SessionHeld     SessionState = "held"     // a live process holds it
+	SessionFree     SessionState = "free"     // nobody does; the next process that looks takes it
+	SessionOrphaned SessionState = "orphaned" // its process is dead and somebody will take it
+	SessionRetired  SessionState = "retired"  // drained and ended at the broker, because it is not needed any more
+)
+
+// SessionRecord is one session as the database has it, for people to look at.
+type SessionRecord struct {
+	ShareName  string
+	Index      int
+	ClientID   string
+	Epoch      int64
+	State      SessionState
+	Owner      string         // replica; empty: none
+	Host       string         // of the owner; empty: unknown
+	AcquiredAt *time.Time     // when the owner took it
+	Heartbeat  *time.Duration // age of the owner's last, by the clock of the database; nil: no such replica
+}
+
+// ListSessions reads the sessions of all shares.
+func ListSessions(ctx context.Context, conn *pgx.Conn, schema string) ([]SessionRecord, error) {
+	table := func(name string) string { return pgx.Identifier{schema, name}.Sanitize() }
+	rows, err := conn.Query(ctx, `
+		select s.share_name, s.index, s.client_id, s.epoch, coalesce(s.owner, ''), coalesce(r.host, ''),
+		       case when s.owner is not null then s.acquired_at end, (extract(epoch from now() - r.heartbeat_at) * 1e6)::int8,
+		       s.retired_at is not null
+		from `+table("sessions")+` s left join `+table("replicas")+` r on r.id = s.owner order by s.share_name, s.index`)
+	if err != nil {
+		return nil, fmt.Errorf("list sessions: %w", unprepared(schema, err))
+	}
+	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (s SessionRecord, err error) {
+		var age *int64 // microseconds
+		var retired bool
+		if err := row.Scan(&s.ShareName, &s.Index, &s.ClientID, &s.Epoch, &s.Owner, &s.Host, &s.AcquiredAt, &age, &retired); err != nil {
+			return s, err
+		}
+		if age != nil {
+			d := time.Duration(*age) * time.Microsecond
+			s.Heartbeat = &d
+		}
+		switch {
+		case retired:
+			s.State = SessionRetired
+		case s.Heartbeat != nil && *s.Heartbeat < sessionTTL:
+			s.State = SessionHeld
+		case s.Owner == "":
+			s.State = SessionFree
+		default:
+			s.State = SessionOrphaned
+		}
+		return s, nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list sessions: %w", unprepared(schema, err))
+	}
+	return all, nil
+}
+
+func letterTable(schema string) string { return pgx.Identifier{schema, "dead_letters"}.Sanitize() }
+
+// unprepared says what to do where the bridge's own tables are missing.
+func unprepared(schema string, err error) error {
+	pgErr := (*pgconn.PgError)(nil)
+	if errors.As(err, &pgErr) && (pgErr.Code == "42P01" || pgErr.Code == "3F000") {
+		return fmt.Errorf("schema %s is not prepared, run bridge migrate: %w", schema, err)
+	}
+	return err
+}
