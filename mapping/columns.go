@@ -91,6 +91,12 @@ func (p *parser) column(f format) (c column, err error) {
 		}
 	}
 	if p.blanks(); !p.accept("=") {
+		if at := p.pos; !typed {
+			if t, err := parseType(p.typeText()); err == nil {
+				return c, p.fail(at, "column %[1]s: expected a colon before the type: %[1]s:%[2]s = …", c.name, t.name)
+			}
+			p.pos = at
+		}
 		return c, p.expected("= and an expression for column " + c.name)
 	}
 	p.blanks()

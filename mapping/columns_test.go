@@ -36,6 +36,25 @@ func TestParseColumns(t *testing.T) {
 	}
 }
 
+func TestParseColumnsWithoutColon(t *testing.T) {
+	for text, want := range map[string]string{
+		"temperature float8 = $.t":      "character 13: column temperature: expected a colon before the type: temperature:float8 = …",
+		"x numeric(10, 2) = $.x":        "column x: expected a colon before the type: x:numeric(10,2) = …",
+		"x flota8 = $.x":                "expected = and an expression for column x, found 'f'",
+		"x":                             "expected = and an expression for column x, but the text ends",
+		"x, y = $.y":                    "expected = and an expression for column x, found ','",
+		"at timestamp with time zone=1": "column at: expected a colon before the type: at:timestamptz = …",
+	} {
+		columns, errs := parseColumns(text+"\nlast = 1", formatJSON)
+		if len(errs) != 1 || !strings.Contains(errs[0].Error(), strings.Replace(want, "but the text ends", "found", 1)) {
+			t.Errorf("%s: %v, want %s", text, errs, want)
+		}
+		if len(columns) == 0 || columns[len(columns)-1].name != "last" {
+			t.Errorf("%s: what follows is lost: %v", text, columns)
+		}
+	}
+}
+
 func TestParseColumnsTellsEveryMistake(t *testing.T) {
 	_, errs := parseColumns("a=$.a, Temp=$.t, b:floot=$.b, c:text $.c\nd:text=, e=$.a ?? 'x', a=$.b, time:text=$.t, xmin=1, "+
 		"v:varchar(0)=$.v, n:numeric(3,4)=$.n, i:int4(3)=$.i, w:varchar(x=$.w, z=$.z", formatJSON)

@@ -197,6 +197,7 @@ func TestWarnings(t *testing.T) {
 		{"the receipt as time", []RouteConfig{{Name: "one", Topic: "a", Time: "received_at"}}, "KEY=auto means delivery"},
 		{"elements keep their own payload", []RouteConfig{{Name: "one", Topic: "a", Each: "$.a"}}, "what stands beside the array"},
 		{"a key that elements share", []RouteConfig{{Name: "one", Topic: "a", Each: "$.a", Key: "$.id", Payload: "drop", Columns: "v=@.v"}}, "KEY names nothing of the element"},
+		{"a comma in a filter", []RouteConfig{{Name: "one", Topic: "a,b/c"}}, "the comma belongs to the filter a,b/c: several filters are separated by spaces"},
 		{"nothing is kept", []RouteConfig{{Name: "one", Topic: "a", Payload: "drop"}}, "keeps nothing"},
 	} {
 		got := mustCompile(t, test.configs...).Warnings()

@@ -64,6 +64,9 @@ func warnings(routes []*Route, cover []covering) (list []string) {
 	}
 	for _, r := range routes {
 		for j := range r.filters {
+			if strings.Contains(r.filters[j].text, ",") {
+				warn("Route %s: the comma belongs to the filter %s: several filters are separated by spaces.", r.Name, r.filters[j].text)
+			}
 			for k := range r.filters[:j] {
 				if covers(r.filters[k].levels, r.filters[j].levels) {
 					warn("Route %s: the filter %s has no effect, for %s before it matches all of its topics.", r.Name, r.filters[j].text, r.filters[k].text)

@@ -43,7 +43,7 @@ func parseFilter(pattern string) (filter, error) {
 		case strings.HasPrefix(level, "{") && strings.HasSuffix(level, "}"):
 			name, rest := strings.CutSuffix(level[1:len(level)-1], "...")
 			if !isName(name) {
-				return filter{}, fmt.Errorf("capture %s must be named with lower-case letters, digits and _, not beginning with a digit", level)
+				return filter{}, fmt.Errorf("capture %s must be named with lower-case letters, digits and _, not beginning with a digit%s", level, separateBySpaces(level))
 			}
 			for _, c := range f.captures {
 				if c.name == name {
@@ -59,9 +59,9 @@ func parseFilter(pattern string) (filter, error) {
 				f.levels[i] = "#"
 			}
 		case strings.ContainsAny(level, "#+"):
-			return filter{}, fmt.Errorf("a wildcard must fill its level, not share it as in %q [MQTT-4.7.1-2] [MQTT-4.7.1-3]", level)
+			return filter{}, fmt.Errorf("a wildcard must fill its level, not share it as in %q [MQTT-4.7.1-2] [MQTT-4.7.1-3]%s", level, separateBySpaces(level))
 		case strings.ContainsAny(level, "{}"):
-			return filter{}, fmt.Errorf("a capture must fill its level, not share it as in %q", level)
+			return filter{}, fmt.Errorf("a capture must fill its level, not share it as in %q%s", level, separateBySpaces(level))
 		}
 	}
 	f.text = strings.Join(f.levels, "/")
@@ -72,6 +72,14 @@ func parseFilter(pattern string) (filter, error) {
 		return filter{}, fmt.Errorf("must not be longer than %d bytes [MQTT-4.7.3-3]", maxFilter)
 	}
 	return f, nil
+}
+
+// separateBySpaces helps whoever took TOPIC for a comma list.
+func separateBySpaces(level string) string {
+	if strings.Contains(level, ",") {
+		return "; several filters are separated by spaces, not by commas"
+	}
+	return ""
 }
 
 // isName reports whether s may name a capture, a column, a table or a schema.

@@ -275,3 +275,15 @@ func BenchmarkMatch(b *testing.B) {
 		})
 	}
 }
+
+// TestFiltersSeparatedByCommas: they are one filter, and the mistake says how it is meant.
+func TestFiltersSeparatedByCommas(t *testing.T) {
+	for _, pattern := range []string{"j/+,j2/+", "{a},{b}", "a/{b},c/{d}", "a/+,"} {
+		if _, err := parseFilter(pattern); err == nil || !strings.Contains(err.Error(), "separated by spaces, not by commas") {
+			t.Errorf("%s: %v", pattern, err)
+		}
+	}
+	if _, err := parseFilter("a/b+/c"); err == nil || strings.Contains(err.Error(), "commas") {
+		t.Errorf("without a comma: %v", err)
+	}
+}
