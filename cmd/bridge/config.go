@@ -91,7 +91,7 @@ type logConfig struct {
 type routeConfig struct {
 	Name         string `ignored:"true"`
 	Topic        string `type:"topic filter" unset:"required" desc:"MQTT filter: +, #, captures devices/{device_id}/telemetry, last level {rest...}; several separated by spaces"`
-	Format       string `type:"json | text | raw" unset:"json" desc:"what the payload is"`
+	Format       string `type:"json | text | raw" unset:"json" desc:"what the payload is; csv, cbor, msgpack, protobuf and sparkplug are not in this version"`
 	Table        string `type:"table" unset:"route name" desc:"table to write to; may be schema-qualified"`
 	Each         string `type:"JSONPath" desc:"path to an array: one row per element, @ is the element"`
 	Device       string `type:"expression" unset:"{device_id} if captured, else the second topic level, else the topic" desc:"what device_id is"`
@@ -99,15 +99,15 @@ type routeConfig struct {
 	TimeFormat   string `split_words:"true" type:"auto | rfc3339 | unix | unix_ms | unix_us | unix_ns | Go layout" unset:"auto" desc:"how the event time is written"`
 	TimeZone     string `split_words:"true" type:"time zone" unset:"UTC" desc:"zone of stamps that name none"`
 	Columns      string `type:"columns" desc:"comma or newline list of name[:type] = expression, with PostgreSQL's types"`
-	Key          string `type:"auto | delivery | expressions" unset:"auto" desc:"what identifies a message: the event time if there is one, the delivery, or these values"`
+	Key          string `type:"auto | delivery | expressions" unset:"auto" desc:"what identifies a message, whoever sends it again: event time and content if there is TIME, its delivery alone, or these values"`
 	Payload      string `type:"keep | drop | rest" unset:"keep" desc:"what column payload holds: everything, nothing, or the fields that no column took"`
 	OnEmpty      string `split_words:"true" type:"skip | store" unset:"skip" desc:"empty payloads, as of cleared retained messages"`
-	Retained     string `type:"skip | store" unset:"skip" desc:"retained messages sent because of the subscription"`
-	Latest       string `type:"table" desc:"table that keeps the newest row per device"`
+	Retained     string `type:"skip | store" unset:"skip" desc:"retained messages sent because of the subscription; only BRIDGE_MQTT_MODE=exclusive receives any"`
+	Latest       string `type:"table" desc:"not in this version: table that keeps the newest row per device"`
 	Partition    string `type:"day | week | month | none" unset:"day" desc:"width of the table's partitions"`
 	Retention    string `type:"duration" unset:"for ever" desc:"age at which partitions are dropped; 90d is accepted"`
-	ProtoFile    string `split_words:"true" type:"file" desc:"descriptor set, for FORMAT=protobuf"`
-	ProtoMessage string `split_words:"true" type:"name" desc:"message name, for FORMAT=protobuf"`
+	ProtoFile    string `split_words:"true" type:"file" desc:"not in this version: descriptor set, for FORMAT=protobuf"`
+	ProtoMessage string `split_words:"true" type:"name" desc:"not in this version: message name, for FORMAT=protobuf"`
 }
 
 // loadConfig reads the environment. Its error is a *problems with every mistake there is.
@@ -121,7 +121,7 @@ func loadConfig() (*config, error) {
 	wrong := map[string]bool{}   // variables whose value has no meaning, so that no rule judges it again
 	for _, v := range variablesOf(prefix, cfg) {
 		known[v.name] = ""
-		if reason := v.mistake(); reason != "" {
+		for reason := range strings.Lines(v.mistake()) {
 			wrong[v.name] = true
 			found.add(v.name, v.shown(), reason)
 		}
@@ -132,7 +132,7 @@ func loadConfig() (*config, error) {
 		}
 	})
 	cfg.loadRoutes(&found, known)
-	found.addUnknown(os.Environ(), known, cfg.Routes.value)
+	found.addUnknown(os.Environ(), known, slices.Concat(cfg.Routes.value, meantNames(cfg.Routes.text)))
 	if len(found) > 0 {
 		return nil, &found
 	}
@@ -217,8 +217,15 @@ func (cfg *config) loadRoutes(found *problems, known map[string]string) {
 		}
 		cfg.routeConfigs = append(cfg.routeConfigs, mapping.RouteConfig(route))
 	}
-	if cfg.Routes.mistake != "" {
-		return // the names are unknown, and the default route is not what was asked for
+	for _, name := range meantNames(cfg.Routes.text) { // the name is wrong, its settings need not be
+		for _, v := range variablesOf(prefix+"_ROUTE_"+strings.ToUpper(name), &routeConfig{}) {
+			if _, taken := known[v.name]; !taken {
+				known[v.name] = name
+			}
+		}
+	}
+	if cfg.Routes.mistake != "" && len(cfg.routeConfigs) == 0 {
+		return // the default route is not what was asked for
 	}
 	routes, err := mapping.Compile(cfg.routeConfigs)
 	if err != nil {
@@ -227,6 +234,12 @@ func (cfg *config) loadRoutes(found *problems, known map[string]string) {
 	}
 	cfg.routes = routes
 	cfg.warnings = append(cfg.warnings, routes.Warnings()...)
+	for _, route := range cfg.routeConfigs {
+		if strings.TrimSpace(route.Retained) == "store" && cfg.MQTT.Mode.value == "shared" {
+			cfg.warnings = append(cfg.warnings, fmt.Sprintf("Route %s: RETAINED=store has no effect on shared subscriptions, to which brokers send no retained messages; "+
+				"BRIDGE_MQTT_MODE=exclusive gets them. (What is published while the bridge is subscribed is stored in any case.)", route.Name))
+		}
+	}
 }
 
 // clientIDPrefix begins the client ids.

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -219,6 +220,14 @@ func TestSettingsAreTaken(t *testing.T) {
 			t.Errorf("a broken file: %v", err)
 		}
 	}
+	write("dsn", "\n")
+	write("password", "")
+	if err := cfg.pool.BeforeConnect(t.Context(), c); !errors.Is(err, errEmptySecret) {
+		t.Errorf("an empty connection string: %v", err)
+	}
+	if _, err := cfg.password(); !errors.Is(err, errEmptySecret) {
+		t.Errorf("an empty password file: %v", err)
+	}
 	if err := os.Remove(dsn); err != nil {
 		t.Fatal(err)
 	}
@@ -318,6 +327,7 @@ func TestTLSFiles(t *testing.T) {
 // name, what is wrong, and no secret; and nothing else is reported.
 func TestWrongConfigurations(t *testing.T) {
 	certificate, key := keyPair(t)
+	_, otherKey := keyPair(t)
 	empty := filepath.Join(t.TempDir(), "empty")
 	if err := os.WriteFile(empty, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -385,6 +395,15 @@ func TestWrongConfigurations(t *testing.T) {
 		{"broker URLs: form", []string{"BRIDGE_MQTT_URLS=mqtt://user:hun/ter2@broker:99"}, []string{"BRIDGE_MQTT_URLS: (hidden): expected URLs such as mqtt://broker:1883; number 1 is none"}},
 		{"broker URLs: host", []string{"BRIDGE_MQTT_URLS=localhost:1883"}, []string{"BRIDGE_MQTT_URLS: (hidden): expected URLs such as mqtt://broker:1883; number 1 is none"}},
 		{"broker URLs: port", []string{"BRIDGE_MQTT_URLS=mqtt://broker:70000"}, []string{"BRIDGE_MQTT_URLS: (hidden): expected a port from 1 to 65535; URL number 1 has 70000"}},
+		{
+			"broker URLs: several",
+			[]string{"BRIDGE_MQTT_URLS=,amqp://u:hunter2@a,mqtt://good,hunter2:1883,mqtt://c:0"},
+			[]string{
+				`BRIDGE_MQTT_URLS: (hidden): expected a URL with one of the schemes mqtt, mqtts, ws, wss, tcp, ssl, tls; number 1 has "amqp"`,
+				"BRIDGE_MQTT_URLS: (hidden): expected URLs such as mqtt://broker:1883; number 3 is none",
+				"BRIDGE_MQTT_URLS: (hidden): expected a port from 1 to 65535; URL number 4 has 0",
+			},
+		},
 		{"broker URLs: none", []string{"BRIDGE_MQTT_URLS=,"}, []string{"BRIDGE_MQTT_URLS: (hidden): expected at least one URL"}},
 		{"two user names", []string{"BRIDGE_MQTT_URLS=mqtt://user:hunter2@broker", "BRIDGE_MQTT_USERNAME=other"}, []string{"BRIDGE_MQTT_URLS: expected no user name in a URL"}},
 		{
@@ -394,6 +413,15 @@ func TestWrongConfigurations(t *testing.T) {
 				"BRIDGE_DATABASE_URL=postgres://u:hunter2@h/d", "BRIDGE_DATABASE_URL_FILE=" + empty,
 			},
 			[]string{"BRIDGE_MQTT_USERNAME_FILE: expected only one of", "BRIDGE_MQTT_PASSWORD_FILE: expected only one of", "BRIDGE_DATABASE_URL_FILE: expected only one of"},
+		},
+		{
+			"secret files empty",
+			[]string{"BRIDGE_MQTT_USERNAME_FILE=" + empty, "BRIDGE_MQTT_PASSWORD_FILE=" + empty, "BRIDGE_DATABASE_URL_FILE=" + empty},
+			[]string{
+				`BRIDGE_MQTT_USERNAME_FILE: "` + empty + `": expected a file that holds the secret: it is empty`,
+				`BRIDGE_MQTT_PASSWORD_FILE: "` + empty + `": expected a file that holds the secret: it is empty`,
+				`BRIDGE_DATABASE_URL_FILE: "` + empty + `": expected a file that holds the secret: it is empty`,
+			},
 		},
 		{
 			"secret files missing",
@@ -414,6 +442,9 @@ func TestWrongConfigurations(t *testing.T) {
 			[]string{"BRIDGE_MQTT_CA_FILE: \"" + empty + "\": expected certificates in PEM form", "BRIDGE_MQTT_CERT_FILE: expected the certificate of BRIDGE_MQTT_KEY_FILE"},
 		},
 		{"certificate is no PEM", []string{"BRIDGE_MQTT_CERT_FILE=" + empty, "BRIDGE_MQTT_KEY_FILE=" + key}, []string{"BRIDGE_MQTT_CERT_FILE: \"" + empty}},
+		{"certificate and key are missing", []string{"BRIDGE_MQTT_CERT_FILE=/nowhere/c.pem", "BRIDGE_MQTT_KEY_FILE=/nowhere/k.pem"}, []string{`BRIDGE_MQTT_CERT_FILE: "/nowhere/c.pem": expected a readable file`, `BRIDGE_MQTT_KEY_FILE: "/nowhere/k.pem": expected a readable file`}},
+		{"certificate is missing, and the key not named", []string{"BRIDGE_MQTT_CERT_FILE=/nowhere/c.pem"}, []string{`BRIDGE_MQTT_CERT_FILE: "/nowhere/c.pem": expected a readable file`, "BRIDGE_MQTT_KEY_FILE: expected the key"}},
+		{"certificate and key do not belong together", []string{"BRIDGE_MQTT_CERT_FILE=" + certificate, "BRIDGE_MQTT_KEY_FILE=" + otherKey}, []string{"BRIDGE_MQTT_CERT_FILE: \"" + certificate + "\": expected a certificate and, in BRIDGE_MQTT_KEY_FILE, its key"}},
 		{"key is missing", []string{"BRIDGE_MQTT_CERT_FILE=" + certificate, "BRIDGE_MQTT_KEY_FILE=/nowhere/key.pem"}, []string{`BRIDGE_MQTT_KEY_FILE: "/nowhere/key.pem"`}},
 		{"schema", []string{"BRIDGE_SCHEMA=My-Schema"}, []string{`BRIDGE_SCHEMA: "My-Schema": expected lower-case letters`}},
 		{"reserved schema", []string{"BRIDGE_SCHEMA=pg_bridge"}, []string{`BRIDGE_SCHEMA: "pg_bridge"`}},
@@ -429,7 +460,31 @@ func TestWrongConfigurations(t *testing.T) {
 		},
 		{"a port that Kubernetes did not inject", []string{"BRIDGE_HTTP_PORT=8080"}, []string{"BRIDGE_HTTP_PORT: no such variable"}},
 		{"route names", []string{"BRIDGE_ROUTES=Telemetry"}, []string{`BRIDGE_ROUTES: "Telemetry": expected names of lower-case letters`}},
-		{"route named twice", []string{"BRIDGE_ROUTES=a,b,a"}, []string{`BRIDGE_ROUTES: "a,b,a": expected each name once; "a" comes twice`}},
+		{"route named twice", []string{"BRIDGE_ROUTES=a,b,a"}, []string{`BRIDGE_ROUTES: "a,b,a": expected each name once; "a" comes twice`, "BRIDGE_ROUTE_A_TOPIC: is required", "BRIDGE_ROUTE_B_TOPIC: is required"}},
+		{
+			"wrong names and good ones",
+			[]string{
+				"BRIDGE_ROUTES=temp erature,x,x,Hall-7,9", "BRIDGE_ROUTE_X_TOPIC=j/+,j2/+", "BRIDGE_ROUTE_TEMP_ERATURE_TOPIC=a", "BRIDGE_ROUTE_HALL_7_TOPIC=b",
+			},
+			[]string{
+				`BRIDGE_ROUTES: "temp erature,x,x,Hall-7,9": expected names of lower-case letters, digits and _, beginning with a letter; "temp erature" is none; did you mean temp_erature?`,
+				`BRIDGE_ROUTES: "temp erature,x,x,Hall-7,9": expected each name once; "x" comes twice`,
+				`BRIDGE_ROUTES: "temp erature,x,x,Hall-7,9": expected names of lower-case letters, digits and _, beginning with a letter; "Hall-7" is none; did you mean hall_7?`,
+				`BRIDGE_ROUTES: "temp erature,x,x,Hall-7,9": expected names of lower-case letters, digits and _, beginning with a letter; "9" is none`,
+				`BRIDGE_ROUTE_X_TOPIC: "j/+,j2/+": a wildcard must fill its level`,
+			},
+		},
+		{
+			"route suffixes",
+			route("BRIDGE_ROUTE_A_COLUMN=x=1", "BRIDGE_ROUTE_A_COL=x=1", "BRIDGE_ROUTE_A_TOPICS=x", "BRIDGE_ROUTE_A_FILTER=x", "BRIDGE_ROUTE_X_COLUMN=x=1", "BRIDGE_ROUTE_A_PAYLAOD=keep"),
+			[]string{
+				"BRIDGE_ROUTE_A_COLUMN: no such variable; did you mean BRIDGE_ROUTE_A_COLUMNS?", "BRIDGE_ROUTE_A_COL: no such variable; did you mean BRIDGE_ROUTE_A_COLUMNS?",
+				"BRIDGE_ROUTE_A_TOPICS: no such variable; did you mean BRIDGE_ROUTE_A_TOPIC?", "BRIDGE_ROUTE_A_FILTER: no such variable; bridge help env lists",
+				"BRIDGE_ROUTE_X_COLUMN: route x is not in BRIDGE_ROUTES, and a route has no COLUMN; did you mean COLUMNS?",
+				"BRIDGE_ROUTE_A_PAYLAOD: no such variable; did you mean BRIDGE_ROUTE_A_PAYLOAD?",
+			},
+		},
+		{"a colon forgotten", route("BRIDGE_ROUTE_A_COLUMNS=t float8 = $.t"), []string{`BRIDGE_ROUTE_A_COLUMNS: "float8 = $.t": character 3: column t: expected a colon before the type: t:float8 = …`}},
 		{
 			"route that is not listed", route("BRIDGE_ROUTE_B_TOPIC=x", "BRIDGE_ROUTE_B_TIME_FORMAT=unix"),
 			[]string{"BRIDGE_ROUTE_B_TOPIC: route b is not in BRIDGE_ROUTES; did you mean BRIDGE_ROUTE_A_TOPIC?", "BRIDGE_ROUTE_B_TIME_FORMAT: route b is not in BRIDGE_ROUTES"},
@@ -473,6 +528,20 @@ func TestWrongConfigurations(t *testing.T) {
 				t.Errorf("a secret is shown: %s", stderr)
 			}
 		})
+	}
+}
+
+// TestRetainedNeedsPlainSubscriptions: brokers send no retained messages to shared subscriptions.
+func TestRetainedNeedsPlainSubscriptions(t *testing.T) {
+	for mode, warns := range map[string]bool{"shared": true, "exclusive": false} {
+		environment(t, "BRIDGE_ROUTES=a,b", "BRIDGE_ROUTE_A_TOPIC=a", "BRIDGE_ROUTE_B_TOPIC=b", "BRIDGE_ROUTE_A_RETAINED=store", "BRIDGE_MQTT_MODE="+mode)
+		cfg, err := loadConfig()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(cfg.warnings, "\n"); strings.Contains(got, "Route a: RETAINED=store has no effect") != warns || strings.Contains(got, "Route b") {
+			t.Errorf("%s: warnings %q", mode, got)
+		}
 	}
 }
 

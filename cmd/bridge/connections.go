@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -54,11 +55,18 @@ func secret(variable string, value, file text, report reporter) string {
 		return ""
 	}
 	s, err := readSecret(file.value)
-	if err != nil {
+	switch {
+	case errors.Is(err, errEmptySecret):
+		report(variable+"_FILE", file.text, "expected a file that holds the secret: it is empty")
+	case err != nil:
 		report(variable+"_FILE", file.text, "expected a readable file: "+cause(err))
 	}
 	return s
 }
+
+// errEmptySecret is a file that was named and holds nothing: somebody meant a secret to be in it, and
+// without one the next best login would be tried.
+var errEmptySecret = errors.New("the file is empty")
 
 // readSecret reads a file that holds a secret; the line break that editors leave at its end is not
 // part of it.
@@ -66,6 +74,9 @@ func readSecret(path string) (string, error) {
 	b, err := os.ReadFile(path) //nolint:gosec // the operator names the file
 	if err != nil {
 		return "", err // names the operation and the file
+	}
+	if len(bytes.TrimSpace(b)) == 0 {
+		return "", fmt.Errorf("read %s: %w", path, errEmptySecret)
 	}
 	return strings.TrimRight(string(b), "\r\n"), nil
 }
@@ -81,18 +92,28 @@ func (cfg *config) validateTLS(report reporter) {
 			report("BRIDGE_MQTT_CA_FILE", m.CAFile.text, "expected certificates in PEM form")
 		}
 	}
-	switch certificate, key := m.CertFile, m.KeyFile; {
+	readable := func(variable string, file text) bool {
+		if file.value == "" {
+			return false
+		}
+		f, err := os.Open(file.value) //nolint:gosec // the operator names the file
+		if err != nil {
+			report(variable, file.text, "expected a readable file: "+cause(err))
+			return false
+		}
+		_ = f.Close() // nothing was written
+		return true
+	}
+	certificate, key := m.CertFile, m.KeyFile
+	hasCertificate, hasKey := readable("BRIDGE_MQTT_CERT_FILE", certificate), readable("BRIDGE_MQTT_KEY_FILE", key)
+	switch {
 	case certificate.value != "" && key.value == "":
 		report("BRIDGE_MQTT_KEY_FILE", "", "expected the key of BRIDGE_MQTT_CERT_FILE")
 	case certificate.value == "" && key.value != "":
 		report("BRIDGE_MQTT_CERT_FILE", "", "expected the certificate of BRIDGE_MQTT_KEY_FILE")
-	case certificate.value != "":
+	case hasCertificate && hasKey:
 		if _, err := tls.LoadX509KeyPair(certificate.value, key.value); err != nil {
-			variable, file := "BRIDGE_MQTT_CERT_FILE", certificate
-			if pathError := (*os.PathError)(nil); errors.As(err, &pathError) && pathError.Path == key.value {
-				variable, file = "BRIDGE_MQTT_KEY_FILE", key
-			}
-			report(variable, file.text, "expected a certificate and its key in PEM form: "+cause(err))
+			report("BRIDGE_MQTT_CERT_FILE", certificate.text, "expected a certificate and, in BRIDGE_MQTT_KEY_FILE, its key in PEM form: "+cause(err))
 		}
 	}
 	usesTLS := false

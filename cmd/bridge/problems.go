@@ -67,15 +67,52 @@ func (p *problems) addUnknown(environment []string, known map[string]string, rou
 		if _, ok := known[name]; ok || !strings.HasPrefix(name, prefix+"_") || serviceLink(name, value) {
 			continue
 		}
-		reason := "no such variable"
-		if route, ok := routeOf(name); ok && !slices.Contains(routes, route) {
-			reason = fmt.Sprintf("route %s is not in BRIDGE_ROUTES", route)
-		}
-		if near := closest(name, known); near != "" {
-			reason += "; did you mean " + near + "?"
-		}
-		p.add(name, "", reason)
+		p.add(name, "", unknownReason(name, known, routes))
 	}
+}
+
+// unknownReason says why nobody reads a variable, and what may be meant.
+func unknownReason(name string, known map[string]string, routes []string) string {
+	if route, ok := routeOf(name); ok && !slices.Contains(routes, route) {
+		return fmt.Sprintf("route %s is not in BRIDGE_ROUTES", route) + didYouMean(closest(name, known))
+	}
+	for _, route := range routes {
+		start := prefix + "_ROUTE_" + strings.ToUpper(route) + "_"
+		if suffix, ok := strings.CutPrefix(name, start); ok {
+			if near := closestSuffix(suffix); near != "" {
+				return "no such variable" + didYouMean(start+near)
+			}
+			return "no such variable; bridge help env lists what a route has"
+		}
+	}
+	if rest, ok := strings.CutPrefix(name, prefix+"_ROUTE_"); ok {
+		if route, suffix, ok := strings.Cut(rest, "_"); ok && closestSuffix(suffix) != "" {
+			return fmt.Sprintf("route %s is not in BRIDGE_ROUTES, and a route has no %s%s", strings.ToLower(route), suffix, didYouMean(closestSuffix(suffix)))
+		}
+	}
+	return "no such variable" + didYouMean(closest(name, known))
+}
+
+func didYouMean(near string) string {
+	if near == "" {
+		return ""
+	}
+	return "; did you mean " + near + "?"
+}
+
+// closestSuffix is the setting of a route that is meant: one that is cut short or has a letter too
+// many, or else the one with the fewest differing letters.
+func closestSuffix(suffix string) string {
+	best, fewest := "", max(1, len(suffix)/3)+1
+	for _, v := range variablesOf("", &routeConfig{}) {
+		if len(suffix) >= 3 && (strings.HasPrefix(v.name, suffix) || strings.HasPrefix(suffix, v.name) && len(suffix) <= len(v.name)+2) {
+			return v.name
+		}
+		if d := distance(suffix, v.name); d < fewest {
+			best, fewest = v.name, d
+		}
+	}
+	return best
 }
 
 // routeOf takes the route's name out of BRIDGE_ROUTE_<NAME>_<SUFFIX> with a suffix that exists.

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"math"
 	"net/url"
 	"slices"
@@ -119,23 +120,65 @@ type namesFormat struct{}
 
 func (namesFormat) kind() string { return "list of names" }
 
+// parse returns the names that are right even if others are not, and a line for each that is not.
 func (namesFormat) parse(text string) ([]string, error) {
 	var list []string
-	seen := map[string]bool{}
-	for part := range strings.SplitSeq(text, ",") {
-		name := strings.TrimSpace(part)
+	var mistakes []error
+	for name := range partsOf(text) {
 		switch {
-		case name == "":
-			continue
 		case !routeName(name):
-			return nil, fmt.Errorf("expected names of lower-case letters, digits and _, beginning with a letter; %q is none", name)
-		case seen[name]:
-			return nil, fmt.Errorf("expected each name once; %q comes twice", name)
+			reason := fmt.Sprintf("expected names of lower-case letters, digits and _, beginning with a letter; %q is none", name)
+			if meant := meantName(name); meant != "" {
+				reason += "; did you mean " + meant + "?"
+			}
+			mistakes = append(mistakes, errors.New(reason))
+		case slices.Contains(list, name):
+			mistakes = append(mistakes, fmt.Errorf("expected each name once; %q comes twice", name))
+		default:
+			list = append(list, name)
 		}
-		seen[name] = true
-		list = append(list, name)
 	}
-	return list, nil
+	return list, errors.Join(mistakes...)
+}
+
+// partsOf are the parts of a comma list that are not empty.
+func partsOf(text string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for part := range strings.SplitSeq(text, ",") {
+			if name := strings.TrimSpace(part); name != "" && !yield(name) {
+				return
+			}
+		}
+	}
+}
+
+// meantNames are the names that the wrong ones of a list seem to mean, whose variables are somebody's
+// intention and no misspelling.
+func meantNames(text string) []string {
+	var list []string
+	for name := range partsOf(text) {
+		if meant := meantName(name); !routeName(name) && meant != "" {
+			list = append(list, meant)
+		}
+	}
+	return list
+}
+
+// meantName is the name of a route that comes nearest to one that is none; empty if nothing does.
+func meantName(name string) string {
+	meant := strings.Map(func(c rune) rune {
+		switch {
+		case c >= 'A' && c <= 'Z':
+			return c - 'A' + 'a'
+		case c >= 'a' && c <= 'z' || c >= '0' && c <= '9':
+			return c
+		}
+		return '_'
+	}, name)
+	if !routeName(meant) {
+		return ""
+	}
+	return meant
 }
 
 func routeName(name string) bool {
@@ -154,30 +197,32 @@ func (addressesFormat) kind() string { return "list of URLs" }
 // schemes are those of broker URLs.
 var schemes = []string{"mqtt", "mqtts", "ws", "wss", "tcp", "ssl", "tls"}
 
-// parse never repeats a URL in its error: it may hold a password.
+// parse never repeats a URL in its error: it may hold a password. Each wrong one has a line.
 func (addressesFormat) parse(text string) ([]*url.URL, error) {
 	var list []*url.URL
-	for part := range strings.SplitSeq(text, ",") {
-		part = strings.TrimSpace(part)
-		if part == "" {
-			continue
-		}
+	var mistakes []error
+	number := 0
+	for part := range partsOf(text) {
+		number++
 		u, err := url.Parse(part)
 		switch {
 		case err != nil || u.Host == "" || u.Hostname() == "":
-			return nil, fmt.Errorf("expected URLs such as mqtt://broker:1883; number %d is none", len(list)+1)
+			err = fmt.Errorf("expected URLs such as mqtt://broker:1883; number %d is none", number)
 		case !slices.Contains(schemes, strings.ToLower(u.Scheme)):
-			return nil, fmt.Errorf("expected a URL with one of the schemes %s; number %d has %q", strings.Join(schemes, ", "), len(list)+1, u.Scheme)
-		}
-		if port := u.Port(); port != "" {
-			if n, err := strconv.Atoi(port); err != nil || n < 1 || n > math.MaxUint16 {
-				return nil, fmt.Errorf("expected a port from 1 to 65535; URL number %d has %s", len(list)+1, port)
+			err = fmt.Errorf("expected a URL with one of the schemes %s; number %d has %q", strings.Join(schemes, ", "), number, u.Scheme)
+		case u.Port() != "":
+			if n, bad := strconv.Atoi(u.Port()); bad != nil || n < 1 || n > math.MaxUint16 {
+				err = fmt.Errorf("expected a port from 1 to 65535; URL number %d has %s", number, u.Port())
 			}
+		}
+		if err != nil {
+			mistakes = append(mistakes, err)
+			continue
 		}
 		list = append(list, u)
 	}
-	if len(list) == 0 {
+	if number == 0 {
 		return nil, errors.New("expected at least one URL such as mqtt://broker:1883")
 	}
-	return list, nil
+	return list, errors.Join(mistakes...)
 }
