@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/mqttpg/bridge/mapping"
@@ -23,7 +24,7 @@ func checkCommand(ctx context.Context, args []string, std streams) error {
 		return err
 	}
 	for _, route := range cfg.routes.All() {
-		printRoute(std.out, route)
+		printRoute(std.out, route, cfg.routes.All())
 	}
 	fmt.Fprintln(std.out, "-- subscriptions")
 	for _, filter := range cfg.routes.Filters() {
@@ -47,46 +48,83 @@ func checkCommand(ctx context.Context, args []string, std streams) error {
 }
 
 // printRoute prints a route as comments and its table as SQL, so that the output can be fed to psql.
-func printRoute(out io.Writer, route *mapping.Route) {
+// Several routes may share a table: it is printed with the first of them, with the columns of all.
+func printRoute(out io.Writer, route *mapping.Route, all []*mapping.Route) {
+	table := route.Table
+	table.Columns = slices.Clone(table.Columns)
+	var names []string
+	for _, other := range all {
+		if tableName(&other.Table) != tableName(&table) {
+			continue
+		}
+		names = append(names, other.Name)
+		for _, c := range other.Table.Columns {
+			if !slices.ContainsFunc(table.Columns, func(have mapping.Column) bool { return have.Name == c.Name }) {
+				table.Columns = append(table.Columns, c)
+			}
+		}
+	}
+	shared := ""
+	if len(names) > 1 {
+		shared = ", shared by the routes " + strings.Join(names, ", ")
+	}
 	fmt.Fprintf(out, "-- route %s\n", route.Name)
 	fmt.Fprintf(out, "--   filters:   %s\n", strings.Join(route.Filters, " "))
-	fmt.Fprintf(out, "--   table:     %s\n", tableName(&route.Table))
+	fmt.Fprintf(out, "--   table:     %s%s\n", tableName(&table), shared)
 	fmt.Fprintf(out, "--   messages are told apart by %s\n", map[bool]string{
-		true: "what they hold: a second delivery or a publisher's repetition makes no second row", false: "their delivery",
+		true:  "what they hold: neither a redelivery nor a publisher's repetition makes a second row",
+		false: "their delivery: a redelivery by the broker makes no second row, a publisher's repetition does",
 	}[route.Keyed])
-	for _, statement := range store.DDL(&route.Table) {
-		fmt.Fprintln(out, statement+";")
+	if names[0] == route.Name {
+		for _, statement := range store.DDL(&table) {
+			fmt.Fprintln(out, statement+";")
+		}
 	}
 	fmt.Fprintln(out)
 }
 
 // finding is one line of what --connect found out.
 type finding struct {
-	text   string
-	failed bool
+	text string
+	kind findingKind
 }
+
+type findingKind int
+
+const (
+	noted findingKind = iota
+	warned
+	failed
+)
 
 // findings collects what one side said.
 type findings []finding
 
 func (f *findings) notef(format string, args ...any) {
-	*f = append(*f, finding{text: fmt.Sprintf(format, args...)})
+	*f = append(*f, finding{fmt.Sprintf(format, args...), noted})
+}
+
+func (f *findings) warnf(format string, args ...any) {
+	*f = append(*f, finding{fmt.Sprintf(format, args...), warned})
 }
 
 func (f *findings) failf(format string, args ...any) {
-	*f = append(*f, finding{text: fmt.Sprintf(format, args...), failed: true})
+	*f = append(*f, finding{fmt.Sprintf(format, args...), failed})
 }
 
-// report prints findings, failures on stderr, and says whether there was none.
+// report prints findings, warnings and failures on stderr, and says whether there was no failure.
 func report(std streams, side string, found findings) bool {
 	ok := true
 	for _, f := range found {
-		if f.failed {
+		switch f.kind {
+		case failed:
 			ok = false
 			fmt.Fprintf(std.err, "bridge: %s: %s\n", side, f.text)
-			continue
+		case warned:
+			fmt.Fprintf(std.err, "warning: %s: %s\n", side, f.text)
+		default:
+			fmt.Fprintf(std.out, "-- %s: %s\n", side, f.text)
 		}
-		fmt.Fprintf(std.out, "-- %s: %s\n", side, f.text)
 	}
 	return ok
 }

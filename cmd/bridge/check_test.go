@@ -32,6 +32,27 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+// TestCheckSharedTable: routes into one table give one statement, with the columns of all.
+func TestCheckSharedTable(t *testing.T) {
+	environment(t, "BRIDGE_ROUTES=a,b,c", "BRIDGE_ROUTE_A_TOPIC=a/+", "BRIDGE_ROUTE_A_TABLE=readings", "BRIDGE_ROUTE_A_COLUMNS=x:int4=$.x, y:int4=$.y", "BRIDGE_ROUTE_A_PAYLOAD=drop",
+		"BRIDGE_ROUTE_B_TOPIC=b/+", "BRIDGE_ROUTE_C_TOPIC=c/+", "BRIDGE_ROUTE_C_TABLE=readings", "BRIDGE_ROUTE_C_COLUMNS=y:int4=$.y, z:text=$.z")
+	code, stdout, stderr := bridge(t, "", "check")
+	if code != exitOK || stderr != "" {
+		t.Errorf("exit %d: %s", code, stderr)
+	}
+	if n := strings.Count(stdout, `create table "readings" (`); n != 1 {
+		t.Errorf("%d statements for the shared table", n)
+	}
+	if n := strings.Count(stdout, "--   table:     readings, shared by the routes a, c\n"); n != 2 {
+		t.Errorf("%d routes tell that they share the table", n)
+	}
+	for _, want := range []string{"    \"x\" int4,\n    \"y\" int4,\n    \"z\" text,\n    \"payload\" jsonb,\n", `create table "b" (`} {
+		if !strings.Contains(stdout, want) {
+			t.Errorf("stdout lacks %q:\n%s", want, stdout)
+		}
+	}
+}
+
 func TestCheckConnect(t *testing.T) {
 	b, url := startBroker(t), database(t)
 	settings := slices.Concat(telemetry, []string{"BRIDGE_MQTT_URLS=mqtt://127.0.0.1:1," + b.url, "BRIDGE_DATABASE_URL=" + url})
@@ -56,11 +77,12 @@ func TestCheckConnect(t *testing.T) {
 			t.Errorf("stderr: %s", stderr)
 		}
 	}
+	as := func(role string) string { return strings.Replace(url, "user=postgres", "user="+role, 1) }
 	t.Run("new database", func(t *testing.T) {
 		check(t, exitOK, []string{
 			"-- broker: connected to " + b.url + " as bridge-check-", "-- broker: granted: QoS up to 2, keep alive 15s",
 			"-- broker: subscription to $share/bridge/devices/+/telemetry is granted", "-- database: PostgreSQL 1", "pending",
-			"table telemetry does not exist yet and will be created",
+			"table public.telemetry does not exist yet and will be created",
 		}, nil)
 		if got := query(t, url, `select count(*) from pg_namespace where nspname = 'bridge'`); got != "0" {
 			t.Error("check has changed the database")
@@ -75,19 +97,39 @@ func TestCheckConnect(t *testing.T) {
 		check(t, exitFailure, nil, []string{fmt.Sprintf("bridge: database: migrations: %[1]d of %[1]d are pending and BRIDGE_MIGRATE is off", migrations.Latest())}, "BRIDGE_MIGRATE=off")
 	})
 	t.Run("tables", func(t *testing.T) {
-		query(t, url, `create table telemetry (device_id text, "time" timestamptz, message_id uuid, received_at timestamptz, topic text, payload jsonb)`)
-		check(t, exitOK, []string{"column n int4 is missing in table telemetry and will be added", "table telemetry fits"}, nil)
+		query(t, url, `create table telemetry (device_id text, "time" timestamptz, n int4)`)
+		check(t, exitFailure, nil, []string{"bridge: database: route telemetry: table telemetry: has no column message_id, which belongs to the key (device_id, time, message_id)"})
+		query(t, url, `alter table telemetry add message_id uuid, add topic text, add received_at timestamptz, add payload jsonb, drop n`)
+		check(t, exitOK, []string{"column n int4 is missing in table public.telemetry and will be added", "table public.telemetry fits"},
+			[]string{"warning: database: route telemetry: table telemetry has no unique index on exactly (device_id, time, message_id)"})
+		query(t, url, `alter table telemetry add unique (device_id, "time", message_id)`)
+		check(t, exitOK, []string{"table public.telemetry fits"}, nil, "BRIDGE_ROUTE_TELEMETRY_PARTITION=none")
 		query(t, url, `alter table telemetry add n text`)
-		check(t, exitFailure, nil, []string{"bridge: database: route telemetry: column n of table telemetry is text, the route needs int4"})
+		check(t, exitFailure, nil, []string{"bridge: database: route telemetry: table telemetry: column n is text, the route writes int4"})
 		query(t, url, `alter table telemetry alter n type int4 using null`)
 		query(t, url, `create role reader login`)
-		check(t, exitFailure, nil, []string{"this user may not insert into table telemetry", "schema bridge does not exist and this user may not create it"},
-			"BRIDGE_DATABASE_URL="+strings.Replace(url, "user=postgres", "user=reader", 1))
+		check(t, exitFailure, nil, []string{
+			`route telemetry: table telemetry: the role has no privilege to insert: grant select, insert on "public"."telemetry" to the role`,
+			`schema bridge does not exist and this user may not create it: grant create on database "testcheckconnect" to "reader"`,
+		}, "BRIDGE_DATABASE_URL="+as("reader"))
+		query(t, url, `create schema bridge`)
+		check(t, exitFailure, nil, []string{`schema bridge exists and this user may not create tables in it: grant usage, create on schema bridge to "reader"`}, "BRIDGE_DATABASE_URL="+as("reader"))
+		query(t, url, `drop schema bridge`)
 		query(t, url, `drop table telemetry`)
+	})
+	t.Run("place of the tables", func(t *testing.T) {
+		query(t, url, `create role bridge login`)
+		query(t, url, `grant create on database testcheckconnect to reader, bridge`)
+		check(t, exitFailure, nil, []string{
+			`table public.telemetry: does not exist, and the role may not create it in schema public: grant usage, create on schema "public" to "reader"`,
+		}, "BRIDGE_DATABASE_URL="+as("reader"))
+		check(t, exitOK, []string{`user bridge, search_path "$user", public`, "table bridge.telemetry does not exist yet and will be created"},
+			[]string{"warning: database: route telemetry: table telemetry is in schema bridge, beside the bridge's own tables"}, "BRIDGE_DATABASE_URL="+as("bridge"))
+		check(t, exitOK, []string{"table public.telemetry does not exist yet and will be created"}, nil)
 	})
 	t.Run("standby", func(t *testing.T) {
 		query(t, url, `alter role reader set default_transaction_read_only = on`)
-		check(t, exitFailure, nil, []string{"the server takes no writes"}, "BRIDGE_DATABASE_URL="+strings.Replace(url, "user=postgres", "user=reader", 1))
+		check(t, exitFailure, nil, []string{"the server takes no writes"}, "BRIDGE_DATABASE_URL="+as("reader"))
 	})
 	t.Run("nothing answers", func(t *testing.T) {
 		check(t, exitFailure, nil, []string{"bridge: broker: mqtt://127.0.0.1:1: ", "connection refused", "bridge: database: connect to the database: "},

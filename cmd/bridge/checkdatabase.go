@@ -2,12 +2,12 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/mqttpg/bridge/mapping"
 	"github.com/mqttpg/bridge/migrations"
+	"github.com/mqttpg/bridge/store"
 )
 
 // databaseTimeout bounds all questions to the database together.
@@ -25,30 +25,28 @@ func (cfg *config) checkDatabase(ctx context.Context) findings {
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
 
-	var version, user, database string
+	var version, user, database, searchPath string
 	var readOnly, mayCreate bool
-	err = conn.QueryRow(ctx, `select current_setting('server_version'), current_user::text, current_database()::text,
+	err = conn.QueryRow(ctx, `select current_setting('server_version'), current_user::text, current_database()::text, current_setting('search_path'),
 		current_setting('transaction_read_only') = 'on', has_database_privilege(current_database(), 'create')`).
-		Scan(&version, &user, &database, &readOnly, &mayCreate)
+		Scan(&version, &user, &database, &searchPath, &readOnly, &mayCreate)
 	if err != nil {
 		found.failf("ask for version and privileges: %v", err)
 		return found
 	}
-	found.notef("PostgreSQL %s, database %s, user %s", version, database, user)
+	found.notef("PostgreSQL %s, database %s, user %s, search_path %s", version, database, user, searchPath)
 	if readOnly {
 		found.failf("the server takes no writes: it is a standby, or default_transaction_read_only is on")
 	}
-	cfg.checkSchema(ctx, conn, mayCreate, &found)
+	cfg.checkSchema(ctx, conn, user, database, mayCreate, &found)
 	for _, route := range cfg.routes.All() {
-		if err := checkTable(ctx, conn, route, &found); err != nil {
-			found.failf("route %s: %v", route.Name, err)
-		}
+		cfg.checkTable(ctx, conn, route, &found)
 	}
 	return found
 }
 
 // checkSchema looks at the bridge's own schema.
-func (cfg *config) checkSchema(ctx context.Context, conn *pgx.Conn, mayCreate bool, found *findings) {
+func (cfg *config) checkSchema(ctx context.Context, conn *pgx.Conn, user, database string, mayCreate bool, found *findings) {
 	schema := cfg.Schema.value
 	all, err := migrations.List(ctx, conn, schema)
 	if err != nil {
@@ -61,14 +59,18 @@ func (cfg *config) checkSchema(ctx context.Context, conn *pgx.Conn, mayCreate bo
 			pending++
 		}
 	}
-	var exists bool
-	if err := conn.QueryRow(ctx, `select exists (select from pg_catalog.pg_namespace where nspname = $1)`, schema).Scan(&exists); err != nil {
+	var exists, mayUse bool
+	if err := conn.QueryRow(ctx, `select count(*) > 0, coalesce(bool_and(has_schema_privilege(oid, 'create') and has_schema_privilege(oid, 'usage')), false)
+		from pg_catalog.pg_namespace where nspname = $1`, schema).Scan(&exists, &mayUse); err != nil {
 		found.failf("schema %s: %v", schema, err)
 		return
 	}
 	switch {
 	case pending > 0 && !exists && !mayCreate:
-		found.failf("schema %s does not exist and this user may not create it: grant create on database, or create the schema for it", schema)
+		found.failf("schema %s does not exist and this user may not create it: grant create on database %s to %s, or create schema %s authorization %[3]s",
+			schema, pgx.Identifier{database}.Sanitize(), pgx.Identifier{user}.Sanitize(), schema)
+	case pending > 0 && exists && !mayUse:
+		found.failf("schema %s exists and this user may not create tables in it: grant usage, create on schema %[1]s to %s", schema, pgx.Identifier{user}.Sanitize())
 	case pending > 0 && cfg.Migrate.value == "off":
 		found.failf("migrations: %d of %d are pending and BRIDGE_MIGRATE is off: run bridge migrate", pending, len(all))
 	default:
@@ -76,56 +78,23 @@ func (cfg *config) checkSchema(ctx context.Context, conn *pgx.Conn, mayCreate bo
 	}
 }
 
-// checkTable compares a route's table with what is there.
-func checkTable(ctx context.Context, conn *pgx.Conn, route *mapping.Route, found *findings) error {
-	table := &route.Table
-	identifier := pgx.Identifier{table.Name}
-	if table.Schema != "" {
-		identifier = pgx.Identifier{table.Schema, table.Name}
+// checkTable says what the service will find and do.
+func (cfg *config) checkTable(ctx context.Context, conn *pgx.Conn, route *mapping.Route, found *findings) {
+	r, err := store.Verify(ctx, conn, cfg.Schema.value, route)
+	for _, warning := range r.Warnings {
+		found.warnf("route %s: %s", route.Name, warning)
 	}
-	var oid *uint32
-	if err := conn.QueryRow(ctx, `select to_regclass($1)::oid`, identifier.Sanitize()).Scan(&oid); err != nil {
-		return fmt.Errorf("look for table %s: %w", tableName(table), err)
-	}
-	if oid == nil {
-		found.notef("route %s: table %s does not exist yet and will be created", route.Name, tableName(table))
-		return nil
-	}
-	rows, err := conn.Query(ctx, `select attname::text, atttypid::oid, format_type(atttypid, atttypmod) from pg_catalog.pg_attribute
-		where attrelid = $1 and attnum > 0 and not attisdropped`, *oid)
-	if err != nil {
-		return fmt.Errorf("read columns of %s: %w", tableName(table), err)
-	}
-	type column struct {
-		oid  uint32
-		name string
-	}
-	have := map[string]column{}
-	var name string
-	var c column
-	if _, err := pgx.ForEachRow(rows, []any{&name, &c.oid, &c.name}, func() error { have[name] = c; return nil }); err != nil {
-		return fmt.Errorf("read columns of %s: %w", tableName(table), err)
-	}
-	fits := true
-	for _, want := range table.Columns {
-		switch is, there := have[want.Name]; {
-		case !there:
-			found.notef("route %s: column %s %s is missing in table %s and will be added", route.Name, want.Name, want.Type, tableName(table))
-		case is.oid != want.OID:
-			fits = false
-			found.failf("route %s: column %s of table %s is %s, the route needs %s; the bridge alters no column", route.Name, want.Name, tableName(table), is.name, want.Type)
+	switch {
+	case err != nil:
+		found.failf("route %s: %v", route.Name, err)
+	case r.Refused != nil:
+		found.failf("route %s: %v", route.Name, r.Refused)
+	case r.Create:
+		found.notef("route %s: table %s does not exist yet and will be created", route.Name, r.Table)
+	default:
+		for _, c := range r.Add {
+			found.notef("route %s: column %s %s is missing in table %s and will be added", route.Name, c.Name, c.Type, r.Table)
 		}
+		found.notef("route %s: table %s fits", route.Name, r.Table)
 	}
-	var mayInsert bool
-	if err := conn.QueryRow(ctx, `select has_table_privilege($1::oid, 'insert')`, *oid).Scan(&mayInsert); err != nil {
-		return fmt.Errorf("ask for privileges on %s: %w", tableName(table), err)
-	}
-	if !mayInsert {
-		fits = false
-		found.failf("route %s: this user may not insert into table %s", route.Name, tableName(table))
-	}
-	if fits {
-		found.notef("route %s: table %s fits", route.Name, tableName(table))
-	}
-	return nil
 }

@@ -96,7 +96,7 @@ func (cfg *config) validateTLS(report reporter) {
 		if file.value == "" {
 			return false
 		}
-		f, err := os.Open(file.value) //nolint:gosec // the operator names the file
+		f, err := os.Open(file.value)
 		if err != nil {
 			report(variable, file.text, "expected a readable file: "+cause(err))
 			return false
