@@ -45,7 +45,8 @@ type Session struct {
 	LastReason            string         `json:"last_reason"`
 	InFlight              int            `json:"in_flight"` // deliveries that wait for their commit
 	OldestUnacknowledgedS float64        `json:"oldest_unacknowledged_s"`
-	Paused                bool           `json:"paused"` // reading waits for BRIDGE_MAX_INFLIGHT_BYTES
+	Paused                bool           `json:"paused"`          // reading waits for BRIDGE_MAX_INFLIGHT_BYTES
+	ReceiveMaximum        uint16         `json:"receive_maximum"` // BRIDGE_MQTT_RECEIVE_MAXIMUM: what the broker may send before it waits for acknowledgements
 	Granted               Granted        `json:"granted"`
 	Subscriptions         []Subscription `json:"subscriptions"`
 }
@@ -53,7 +54,7 @@ type Session struct {
 // Granted is what the broker granted in its CONNACK.
 type Granted struct {
 	SessionExpiryS                   uint32 `json:"session_expiry_s"`
-	ReceiveMaximum                   uint16 `json:"receive_maximum"`
+	BrokerReceiveMaximum             uint16 `json:"broker_receive_maximum"` // what the broker takes from the bridge at a time, which publishes nothing but its status
 	MaximumQoS                       byte   `json:"maximum_qos"`
 	RetainAvailable                  bool   `json:"retain_available"`
 	WildcardSubscriptionAvailable    bool   `json:"wildcard_subscription_available"`
@@ -98,6 +99,7 @@ type Route struct {
 	Skipped      uint64 `json:"skipped"`
 	InFlight     uint64 `json:"in_flight"`
 	Failing      string `json:"failing"` // why the route's table cannot be written; empty when it can
+	Warning      string `json:"warning"` // what an operator should know of a table that is written all the same; no reason to be degraded
 }
 
 // Process is the process itself.

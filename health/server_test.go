@@ -141,6 +141,7 @@ func TestHealthStatus(t *testing.T) {
 	}{
 		{"all well", func(*Report) {}, OK, []string{}},
 		{"hot standby", func(r *Report) { r.Broker = nil }, OK, []string{}},
+		{"a table with a warning", func(r *Report) { r.Routes["a"] = Route{Warning: "no unique index"} }, OK, []string{}},
 		{"keep alive off and long silent", func(r *Report) {
 			r.Broker[0].KeepAliveEffectiveS = 0
 			r.Broker[0].LastReceived = Instant{time.Now().Add(-time.Hour)}
@@ -205,13 +206,13 @@ func TestHealthDocument(t *testing.T) {
 	}{
 		{"document", names(doc), "broker database process reasons routes status"},
 		{"session", names(session), "client_id connected_since granted in_flight keep_alive_effective_s last_pingreq last_pingresp " +
-			"last_reason last_reason_code last_received oldest_unacknowledged_s paused ping_outstanding reconnects rtt_ms " +
+			"last_reason last_reason_code last_received oldest_unacknowledged_s paused ping_outstanding receive_maximum reconnects rtt_ms " +
 			"session_present state subscriptions url"},
-		{"granted", names(session["granted"]), "maximum_qos receive_maximum retain_available session_expiry_s " +
+		{"granted", names(session["granted"]), "broker_receive_maximum maximum_qos retain_available session_expiry_s " +
 			"shared_subscription_available subscription_identifiers_available wildcard_subscription_available"},
 		{"database", names(doc["database"]), "last_commit last_error migration_version ping_ms pool prepared state"},
 		{"pool", names(doc["database"].(map[string]any)["pool"]), "idle in_use max total"},
-		{"route", names(doc["routes"].(map[string]any)["telemetry"]), "dead_lettered duplicate failing in_flight received skipped written"},
+		{"route", names(doc["routes"].(map[string]any)["telemetry"]), "dead_lettered duplicate failing in_flight received skipped warning written"},
 		{"process", names(doc["process"]), "goroutines memory state uptime_s version"},
 	} {
 		if got := strings.Join(c.got, " "); got != c.want {

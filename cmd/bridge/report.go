@@ -85,6 +85,7 @@ func (s *service) report() health.Report {
 		r.Database.LastError = trouble
 	}
 
+	failing, warnings := s.tables.Failing(), s.tables.Warnings()
 	pipelines := s.owned()
 	for _, lease := range s.leases.Owned() {
 		// A session that was just taken must not pass for a hot standby's none.
@@ -95,24 +96,36 @@ func (s *service) report() health.Report {
 	for _, p := range pipelines {
 		session := sessionReport(p.session.Status())
 		w := p.writer.Status()
+		session.ReceiveMaximum = uint16(s.cfg.MQTT.ReceiveMaximum.value)
 		session.InFlight, session.OldestUnacknowledgedS = w.InFlight, w.OldestUnacknowledged.Seconds()
 		r.Broker = append(r.Broker, session)
 		if w.LastCommit.After(r.Database.LastCommit.Time) {
 			r.Database.LastCommit.Time = w.LastCommit
 		}
-		if w.Retrying && db.Up {
+		if w.Retrying && db.Up && !ofRoute(w.LastError, failing) {
 			r.Database.LastError = w.LastError
 		}
 	}
 
-	failing := s.tables.Failing()
 	for _, c := range s.counters.Snapshot() {
 		r.Routes[c.Route] = health.Route{
 			Received: c.Received, Written: c.Written, Duplicate: c.Duplicate, DeadLettered: sum(c.DeadLettered),
 			Skipped: sum(c.Skipped), InFlight: c.InFlight, Failing: failing[c.Route],
+			Warning: strings.Join(warnings[c.Route], "; "),
 		}
 	}
 	return r
+}
+
+// ofRoute says whether an error of a writer is the trouble of a failing route, which is told with the
+// route and is not the database's. The errors of package store name the route they are about.
+func ofRoute(text string, failing map[string]string) bool {
+	for name := range failing {
+		if strings.Contains(text, " route "+name+": ") {
+			return true
+		}
+	}
+	return false
 }
 
 // sessionReport tells a session's status in the words of the health document.
@@ -125,7 +138,7 @@ func sessionReport(st ingest.Status) health.Session {
 		PingOutstanding: st.PingOutstanding, LastReceived: health.Instant{Time: st.LastReceived},
 		Reconnects: st.Reconnects, LastReasonCode: st.LastReasonCode, LastReason: strings.TrimSpace(st.LastReason), Paused: st.Paused,
 		Granted: health.Granted{
-			SessionExpiryS: uint32(st.Granted.SessionExpiry / time.Second), ReceiveMaximum: st.Granted.ReceiveMaximum,
+			SessionExpiryS: uint32(st.Granted.SessionExpiry / time.Second), BrokerReceiveMaximum: st.Granted.ReceiveMaximum,
 			MaximumQoS: st.Granted.MaximumQoS, RetainAvailable: st.Granted.Retain,
 			WildcardSubscriptionAvailable: st.Granted.WildcardSubs, SubscriptionIdentifiersAvailable: st.Granted.SubscriptionIDs,
 			SharedSubscriptionAvailable: st.Granted.SharedSubs,

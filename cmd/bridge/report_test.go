@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/mqttpg/bridge/health"
@@ -56,5 +58,59 @@ func TestReportOfASessionJustTaken(t *testing.T) {
 	}
 	if !found {
 		t.Errorf("liveness does not watch the leases: %+v", s.loops())
+	}
+}
+
+// TestTableTroubleIsToldOnce: trouble with one table is the route's and not the database's, and a table
+// that is only not as good as it could be degrades nothing.
+func TestTableTroubleIsToldOnce(t *testing.T) {
+	b, url := startBroker(t), database(t)
+	query(t, url, `create table telemetry (device_id text, "time" timestamptz, message_id uuid)`)
+	environment(t, append(telemetry, "BRIDGE_MQTT_URLS="+b.url, "BRIDGE_DATABASE_URL="+url, "BRIDGE_MQTT_RECEIVE_MAXIMUM=77")...)
+	r := start(t)
+	r.awaitReady()
+	report := r.health()
+	if warning := report.Routes["telemetry"].Warning; report.Status != health.OK || !strings.Contains(warning, "no unique index on exactly (device_id, time, message_id)") {
+		t.Errorf("status %s %q, warning %q", report.Status, report.Reasons, warning)
+	}
+	if n := report.Broker[0].ReceiveMaximum; n != 77 {
+		t.Errorf("receive maximum %d", n)
+	}
+	if text := r.log.String(); !strings.Contains(text, `"message":"table of route","route":"telemetry","table":"public.telemetry"`) {
+		t.Error("the log does not tell where the table is")
+	}
+	query(t, url, `alter table telemetry rename to old`)
+	query(t, url, `create table telemetry (device_id text, "time" timestamptz, message_id uuid, n text)`)
+	b.publish(t, "devices/a/telemetry", `{"ts":"2026-01-01T00:00:00Z","n":1}`, 1)
+	eventually(t, "the route fails", func() (bool, string) {
+		report = r.health()
+		return report.Routes["telemetry"].Failing != "", fmt.Sprintf("%+v", report)
+	})
+	if report.Status != health.Degraded || len(report.Reasons) != 1 || report.Database.LastError != "" {
+		t.Errorf("status %s, reasons %q, last error of the database %q", report.Status, report.Reasons, report.Database.LastError)
+	}
+	query(t, url, `drop table telemetry`)
+	query(t, url, `alter table old rename to telemetry`)
+	eventually(t, "the message is written", func() (bool, string) {
+		got := query(t, url, `select n from telemetry`)
+		return got == "1", got
+	})
+	if code := r.end(); code != exitOK {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+func TestOfRoute(t *testing.T) {
+	failing := map[string]string{"a": "whatever", "b_c": "whatever"}
+	for text, want := range map[string]bool{
+		"insert into x for route a: column n is text": true,
+		"prepare table x of route b_c: no privilege":  true,
+		"insert into x for route c: column n is text": false,
+		"connect to database: no route to host":       false,
+		"":                                            false,
+	} {
+		if got := ofRoute(text, failing); got != want {
+			t.Errorf("%q: %t", text, got)
+		}
 	}
 }
