@@ -79,8 +79,11 @@ func realMain(ctx context.Context, args []string, std streams) int {
 	if len(args) > 0 {
 		name, args = args[0], args[1:]
 	}
-	if slices.Contains([]string{"-h", "-help", "--help"}, name) {
+	switch name {
+	case "-h", "-help", "--help":
 		name = "help"
+	case "-v", "-version", "--version":
+		name = "version"
 	}
 	err := dispatch(ctx, name, args, std)
 	wrong, found := usageError{}, (*problems)(nil)
@@ -163,7 +166,23 @@ func subcommand(name string, args []string, std streams, words ...string) (word 
 	return args[0], args[1:], nil
 }
 
-// newFlags returns an empty flag set for a command.
+// newFlags returns an empty flag set for a command, whose usage says what the list of commands says.
 func newFlags(name string) *flag.FlagSet {
-	return flag.NewFlagSet("bridge "+name, flag.ContinueOnError)
+	flags := flag.NewFlagSet("bridge "+name, flag.ContinueOnError)
+	flags.Usage = func() {
+		for _, c := range commands() {
+			line := c.name + " " + c.usage
+			if c.name == name || strings.HasPrefix(line+" ", name+" ") {
+				fmt.Fprintf(flags.Output(), "Usage: bridge %s\n\n    %s\n", strings.TrimSpace(line), c.does)
+			}
+		}
+		some := false
+		flags.VisitAll(func(*flag.Flag) { some = true })
+		if some {
+			fmt.Fprint(flags.Output(), "\nFlags, with one dash or two:\n\n")
+			flags.PrintDefaults()
+		}
+		fmt.Fprintln(flags.Output(), "\nSettings are environment variables: bridge help env.")
+	}
+	return flags
 }
