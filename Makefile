@@ -30,7 +30,9 @@ help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## broker, database, bridge and devices on this machine (DEMO_SECONDS=20 ends by itself)
-	go run ./cmd/demo
+	@# Not go run, which ends with 1 after Ctrl-C whatever the demonstration says.
+	go build -o $(CACHE)/bin/demo ./cmd/demo
+	$(CACHE)/bin/demo
 
 test: setup vet lint test-unit test-integration test-image cover ## everything: linters, all tests, coverage
 

@@ -6,6 +6,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -416,5 +418,25 @@ func TestUseDatabaseLeavesNothing(t *testing.T) {
 	undo.run()
 	if got := schemas(private.url, "select count(*)::text from pg_namespace where nspname = 'bridge_demo'"); got != "0" {
 		t.Errorf("%s schemas left", got)
+	}
+}
+
+// TestExitCode: Ctrl-C ends the demonstration cleanly, also before everything has started.
+func TestExitCode(t *testing.T) {
+	undo := &cleanup{}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	interrupted := realMain(ctx, io.Discard, options{every: time.Second}, undo)
+	undo.run()
+	if !errors.Is(interrupted, errInterrupted) {
+		t.Errorf("interrupted at the start: %v", interrupted)
+	}
+	for _, c := range []struct {
+		err  error
+		want int
+	}{{nil, 0}, {interrupted, 0}, {errors.New("not every message is accounted for"), 1}} {
+		if got := exitCode(c.err, io.Discard); got != c.want {
+			t.Errorf("%v: exit code %d, want %d", c.err, got, c.want)
+		}
 	}
 }

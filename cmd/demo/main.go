@@ -52,12 +52,24 @@ func run() int {
 	}()
 	err = realMain(ctx, os.Stdout, options, undo)
 	undo.run()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "demo:", err)
-		return 1
-	}
-	return 0
+	return exitCode(err, os.Stderr)
 }
+
+// exitCode tells how the demonstration ended. A Ctrl-C is a wish, not a failure.
+func exitCode(err error, complain io.Writer) int {
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, errInterrupted):
+		fmt.Fprintln(complain, "demo:", err)
+		return 0
+	}
+	fmt.Fprintln(complain, "demo:", err)
+	return 1
+}
+
+// errInterrupted is a Ctrl-C before there was anything to count.
+var errInterrupted = errors.New("interrupted before the bridge was ready")
 
 // atOnce cleans up, but waits for nothing that hangs: children end with this process anyway.
 func atOnce(undo *cleanup) {
@@ -134,11 +146,11 @@ func realMain(ctx context.Context, out io.Writer, o options, undo *cleanup) erro
 	defer stopFleet()
 	fleet, err := startFleet(fleetCtx, broker.address)
 	if err != nil {
-		return err
+		return interrupted(ctx, err)
 	}
 	observer, err := newObserver(ctx, bridge.url, db)
 	if err != nil {
-		return err
+		return interrupted(ctx, err)
 	}
 	defer observer.close()
 
@@ -219,7 +231,7 @@ func finish(ctx context.Context, out io.Writer, bridge *bridge, fleet *fleet, ob
 // interrupted replaces the follow-up errors of a Ctrl-C during the start by what happened.
 func interrupted(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return errors.New("interrupted before the bridge was ready")
+		return errInterrupted
 	}
 	return err
 }

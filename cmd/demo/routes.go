@@ -29,10 +29,11 @@ var routeSettings = []setting{
 	{"BRIDGE_ROUTE_READINGS_COLUMNS", "quantity:text = {quantity}, value:float8 = payload"},
 	{"BRIDGE_ROUTE_READINGS_PAYLOAD", "drop"},
 
-	// Retained state; clearing it publishes an empty payload, which is skipped.
+	// State that the devices publish with RETAIN. What is published while the bridge is subscribed is stored
+	// like any other message; older retained messages come to plain subscriptions alone, and there only
+	// with RETAINED=store. Clearing the state publishes an empty payload, which is skipped.
 	{"BRIDGE_ROUTE_STATUS_TOPIC", "devices/{device_id}/status"},
 	{"BRIDGE_ROUTE_STATUS_COLUMNS", "online:bool = $.online, firmware:text = $.firmware"},
-	{"BRIDGE_ROUTE_STATUS_RETAINED", "store"},
 	{"BRIDGE_ROUTE_STATUS_ON_EMPTY", "skip"},
 
 	// Several events in one message: one row for each.
