@@ -261,7 +261,10 @@ func TestReplayFilters(t *testing.T) {
 	wantReplay(t, replayAll(t, pool, LetterFilter{ID: fmt.Sprintf("%x", one), Since: received}, bare), ReplayResult{Replayed: 1, Rows: 1})
 	wantReplay(t, replayAll(t, pool, LetterFilter{Route: "none"}, bare), ReplayResult{Replayed: 1, Rows: 1})
 	wantReplay(t, replayAll(t, pool, LetterFilter{Route: "bare"}, bare), ReplayResult{Replayed: 1, Rows: 1})
-	wantLetters(t, pool, "bare/a 1 t", "bare/b 1 t", "bare/c 1 t")
+	bury(t, pool, "bare", "bare/d", "4")
+	execute(t, pool, `update bridge.dead_letters set created_at = now() + interval '1 hour' where topic = 'bare/d'`)
+	wantReplay(t, replayAll(t, pool, LetterFilter{}, bare), ReplayResult{}) // what comes after its beginning waits for the next
+	wantLetters(t, pool, "bare/a 1 t", "bare/b 1 t", "bare/c 1 t", "bare/d 0 f")
 }
 
 // TestReplayIsolates lets the good letters of a transaction pass beside the bad ones.
