@@ -87,7 +87,12 @@ func (w *Writer) attempt(ctx context.Context, b *batch) (*outcome, error) {
 	lockTimeout := w.cfg.lockTimeout
 	for i := range b.groups {
 		g := &b.groups[i]
-		p, parked, err := w.tables.prepare(ctx, g.route)
+		// A probe may cost the time of a lock, and the other routes pay for it: one in a batch.
+		probing := w.tables.probing(g.route)
+		p, parked, err := w.tables.prepare(ctx, g.route, b.probed == nil || b.probed == g.route)
+		if probing && (p != nil || err != nil) {
+			b.probed = g.route
+		}
 		if err != nil {
 			v := classify(err)
 			if v != verdictRoute {
@@ -99,7 +104,7 @@ func (w *Writer) attempt(ctx context.Context, b *batch) (*outcome, error) {
 			o.letters = append(o.letters, b.refuse(g, g.units, ReasonTableUnusable, parked)...)
 			continue
 		}
-		if w.tables.probing(g.route) {
+		if probing {
 			lockTimeout = min(lockTimeout, probeLockTimeout) // the others have waited long enough for this table
 		}
 		in := w.insertion(g.route)
@@ -187,7 +192,9 @@ func guard(cfg Config, fence *Lease, lockTimeout time.Duration) *statement {
 		// synchronous_commit=off would report commits that a crash of the server can still lose, and
 		// an acknowledged message must not be among them. The keepalives make the server notice
 		// within half a minute that this process is gone, so that locks do not outlive it.
+		// A statement that takes too long ends before the attempt does, so that it is known which.
 		sql: `select set_config('lock_timeout', $1, true), set_config('idle_in_transaction_session_timeout', $2, true),` +
+			` set_config('statement_timeout', ($2::int / 2)::text, true),` +
 			` set_config('synchronous_commit', case current_setting('synchronous_commit') when 'off' then 'local' else current_setting('synchronous_commit') end, true),` +
 			` set_config('tcp_keepalives_idle', '15', true), set_config('tcp_keepalives_interval', '5', true), set_config('tcp_keepalives_count', '3', true)`,
 		params: [][]byte{milliseconds(lockTimeout), milliseconds(cfg.attemptTimeout)},
@@ -247,6 +254,10 @@ func judged(err error, in *insertion, atCommit bool) *attemptError {
 		if !atCommit {
 			e.err = fmt.Errorf("insert into %s for route %s: %w", in.plan.table, in.plan.route.Name, err)
 		}
+	}
+	// At the commit a deferred trigger or constraint speaks: isolation has it speak at its statement.
+	if atCommit && in != nil && e.verdict == verdictRoute {
+		e.verdict = verdictData
 	}
 	isData := e.verdict == verdictData && in != nil
 	isRoute := e.verdict == verdictRoute && in != nil && !atCommit

@@ -134,8 +134,9 @@ func (t *Tables) makePartitions(ctx context.Context, want *mapping.Table, table 
 // missingPartitions looks without the lock.
 func (t *Tables) missingPartitions(ctx context.Context, want *mapping.Table, table *catalogTable) (missing []span, existing []partition, err error) {
 	err = pgx.BeginFunc(ctx, t.pool, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `select set_config('timezone', 'UTC', true)`); err != nil {
-			return fmt.Errorf("set time zone: %w", err)
+		// pg_get_expr waits for the lock of a partition that somebody holds.
+		if _, err := tx.Exec(ctx, `select set_config('timezone', 'UTC', true), set_config('lock_timeout', '1s', true)`); err != nil {
+			return fmt.Errorf("set time zone and lock timeout: %w", err)
 		}
 		missing, existing, err = missingSpans(ctx, tx, want, table)
 		return err
@@ -217,7 +218,7 @@ func (t *Tables) expire(ctx context.Context, table *catalogTable, retention time
 	var limit time.Time
 	rest := pgx.Identifier{table.schema, table.name}
 	err := pgx.BeginFunc(ctx, t.pool, func(tx pgx.Tx) error {
-		err := tx.QueryRow(ctx, `select now() - $1 * interval '1 second' from set_config('timezone', 'UTC', true)`, retention.Seconds()).Scan(&limit)
+		err := tx.QueryRow(ctx, `select now() - $1 * interval '1 second' from set_config('timezone', 'UTC', true) z, set_config('lock_timeout', '1s', true) l`, retention.Seconds()).Scan(&limit)
 		if err != nil {
 			return fmt.Errorf("read the database's clock: %w", err)
 		}

@@ -206,7 +206,7 @@ func (r *replay) some(ctx context.Context, claims []claim, wait bool) (n int, lo
 // prepare makes and looks at the tables of routes.
 func (r *replay) prepare(ctx context.Context, routes []*mapping.Route) error {
 	for _, route := range routes {
-		p, parked, err := r.tables.prepare(ctx, route)
+		p, parked, err := r.tables.prepare(ctx, route, true)
 		switch {
 		case err != nil && classify(err) != verdictRoute:
 			return err

@@ -39,8 +39,8 @@ func classify(err error) verdict {
 	switch pgErr.Code {
 	case "BR001":
 		return verdictFenced // raised by the fence of migration 001
-	case "P0001":
-		return verdictData // raise exception in the operator's own trigger: it refuses this row
+	case "57014":
+		return verdictRoute // statement_timeout: a trigger of the table that takes too long, or somebody's cancel
 	case "55P03":
 		// With a context it waited for another transaction's row, in an index of the table: another
 		// writer's, or our own lost attempt that the server has not given up yet. That ends by itself.
@@ -51,6 +51,10 @@ func classify(err error) verdict {
 		return verdictRoute // damaged table or index: no repetition helps, and the other tables are well
 	}
 	switch pgErr.Code[:min(2, len(pgErr.Code))] {
+	case "P0", "09", "21", "27", "2F", "38", "39", "44":
+		return verdictData // the operator's own trigger, function or check option refuses this row, or fails over it
+	case "08", "0A", "HV":
+		return verdictRoute // the table is a foreign one whose server is away, or a view that cannot be written
 	case "22":
 		return verdictData // data exception: out of range, too long, invalid text
 	case "23":
@@ -69,7 +73,7 @@ func classify(err error) verdict {
 	case "28":
 		return verdictRoute // a foreign server refuses us; our own refuses at connecting, see above
 	}
-	// 08 connection, 25 read-only after a failover, 40 deadlock or serialisation, 53 out of disk,
+	// 25 read-only after a failover, 40 deadlock or serialisation, 53 out of disk,
 	// memory or connections, 57 shutdown or cancelled, 58 input/output error,
 	// XX internal error, and whatever a later server invents.
 	return verdictRetry

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/mqttpg/bridge/mapping"
 	"go.uber.org/zap"
@@ -42,6 +43,7 @@ type tableState struct {
 	failingSince time.Time // start of ParkAfter
 	nextProbe    time.Time // a parked route is left alone until then
 	byInsert     bool      // an insert failed, so that only an insert can prove the table good
+	probes       int       // tries since it is parked: each makes the next one rarer
 }
 
 // NewTables returns the tables of routes.
@@ -112,12 +114,13 @@ func (t *Tables) state(route *mapping.Route) *tableState {
 	return s
 }
 
-// prepare returns how to insert a route's rows. A nil plan means that the route is parked, and why.
-func (t *Tables) prepare(ctx context.Context, route *mapping.Route) (_ *plan, parked string, err error) {
+// prepare returns how to insert a route's rows. A nil plan means that the route is parked, and why. A
+// parked route whose time has come is tried again only when mayProbe.
+func (t *Tables) prepare(ctx context.Context, route *mapping.Route, mayProbe bool) (_ *plan, parked string, err error) {
 	t.mu.Lock()
 	s := t.state(route)
 	p := s.plan
-	if s.reason != "" && t.parked(s) && time.Now().Before(s.nextProbe) {
+	if s.reason != "" && t.parked(s) && (!mayProbe || time.Now().Before(s.nextProbe)) {
 		parked = s.reason
 	}
 	t.mu.Unlock()
@@ -158,8 +161,13 @@ func (t *Tables) failed(route *mapping.Route, err error, byInsert bool) (parked 
 	}
 	s.byInsert = s.byInsert || byInsert
 	s.reason = err.Error()
-	s.plan = nil // look at the table again before the next insert
-	s.nextProbe = time.Now().Add(t.cfg.probeEvery)
+	if pgErr := (*pgconn.PgError)(nil); !errors.As(err, &pgErr) || pgErr.Code != "55P03" {
+		s.plan = nil // look at the table again before the next insert; a locked one would only hold up the look
+	}
+	if t.parked(s) {
+		s.probes = min(s.probes+1, 6)
+	}
+	s.nextProbe = time.Now().Add(t.cfg.probeEvery * time.Duration(max(1, s.probes)))
 	return t.parked(s)
 }
 
@@ -169,7 +177,7 @@ func (t *Tables) succeeded(route *mapping.Route) {
 	defer t.mu.Unlock()
 	if s := t.state(route); s.reason != "" {
 		t.log.Info("table of route can be written again", zap.String("route", route.Name), zap.Duration("failed_for", time.Since(s.failingSince)))
-		s.reason, s.byInsert = "", false
+		s.reason, s.byInsert, s.probes = "", false, 0
 	}
 }
 
@@ -188,9 +196,12 @@ func (t *Tables) ensureRoute(ctx context.Context, route *mapping.Route) error {
 		}
 		return err
 	}
-	if err := t.makePartitions(ctx, &route.Table, table); err != nil {
-		// The default partition takes the rows meanwhile, and Maintain tries again.
-		warnings = append(warnings, "partitions are not made: "+err.Error())
+	// Others wait for the look at a parked table. Maintain makes its partitions when it is well again.
+	if !t.probing(route) {
+		if err := t.makePartitions(ctx, &route.Table, table); err != nil {
+			// The default partition takes the rows meanwhile, and Maintain tries again.
+			warnings = append(warnings, "partitions are not made: "+err.Error())
+		}
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -1,0 +1,121 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/mqttpg/bridge/mapping"
+)
+
+// TestFailingTriggers: whatever the operator's own code does to one row, the other rows and the other
+// routes flow.
+func TestFailingTriggers(t *testing.T) {
+	t.Parallel()
+	for name, body := range map[string]string{
+		"a subquery of several rows": `perform (select x from generate_series(1, 2) x); return new;`,
+		"a strict select":            `select 1 into strict new.status where false; return new;`,
+		"no return":                  ``,
+		"its own exception":          `raise exception 'not this one';`,
+		"division by zero":           `perform 1 / 0; return new;`,
+	} {
+		for _, deferred := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, deferred %t", name, deferred), func(t *testing.T) {
+				t.Parallel()
+				_, pool := newDatabase(t)
+				l := newLine(t, pool, impatient(t), nil, telemetry, healthy)
+				if err := l.tables.Ensure(context.Background()); err != nil {
+					t.Fatal(err)
+				}
+				execute(t, pool, `create function fail() returns trigger language plpgsql as $$ begin if new.device_id <> 'poison' then return new; end if; `+body+` end $$`)
+				if deferred {
+					execute(t, pool, `create constraint trigger fail after insert on telemetry deferrable initially deferred for each row execute function fail()`)
+				} else {
+					execute(t, pool, `create trigger fail before insert on telemetry for each row execute function fail()`)
+				}
+				l.send("devices/poison/telemetry", reading(1, 1))
+				l.send("devices/good/telemetry", reading(2, 1))
+				l.send("healthy/a", `{"ts":1}`)
+				l.flush()
+				l.want("telemetry", 2, 1, 0, 0)
+				l.want("healthy", 1, 1, 0, 0)
+				if n := value[int](t, pool, `select count(*)::int from bridge.dead_letters where topic = 'devices/poison/telemetry' and reason = 'database'`); n != 1 {
+					t.Errorf("%d dead letters of the poison, want 1", n)
+				}
+			})
+		}
+	}
+}
+
+// TestSlowTrigger: a statement that does not end is the route's fault, not the network's.
+func TestSlowTrigger(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	cfg := impatient(t)
+	cfg.attemptTimeout = 2 * time.Second
+	l := newLine(t, pool, cfg, nil, telemetry, healthy)
+	if err := l.tables.Ensure(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	execute(t, pool, `create function sleep() returns trigger language plpgsql as $$ begin perform pg_sleep(600); return new; end $$;
+		create trigger sleep before insert on telemetry for each row execute function sleep()`)
+	l.send("devices/a/telemetry", reading(1, 1))
+	l.send("healthy/a", `{"ts":1}`)
+	l.flush()
+	l.want("healthy", 1, 1, 0, 0)
+	if n := l.counts("telemetry").DeadLettered[ReasonTableUnusable]; n != 1 {
+		t.Errorf("%d parked, want 1", n)
+	}
+}
+
+// TestManyLockedTables: several tables locked for good do not stop the one that is not.
+func TestManyLockedTables(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	const locked = 5
+	configs := []mapping.RouteConfig{healthy}
+	for i := range locked {
+		name := fmt.Sprintf("locked%d", i)
+		configs = append(configs, mapping.RouteConfig{Name: name, Topic: name + "/{device_id}", Time: "$.ts"})
+	}
+	l := newLine(t, pool, impatient(t), nil, configs...)
+	if err := l.tables.Ensure(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	tx, err := pool.Begin(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.Background()) }()
+	for i := range locked {
+		if _, err := tx.Exec(context.Background(), fmt.Sprintf("lock table locked%d", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wait := l.run(context.Background())
+	const rounds = 10
+	for round := range rounds {
+		for i := range locked {
+			l.send(fmt.Sprintf("locked%d/a", i), fmt.Sprintf(`{"ts":%d}`, round+1))
+		}
+		l.send("healthy/a", fmt.Sprintf(`{"ts":%d}`, round+1))
+		eventually(t, "the healthy route flows", func() bool { return l.counts("healthy").Written == uint64(round+1) })
+	}
+	if err := tx.Rollback(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the tables are written again", func() bool {
+		for i := range locked {
+			l.send(fmt.Sprintf("locked%d/a", i), `{"ts":1000}`)
+		}
+		time.Sleep(50 * time.Millisecond)
+		return len(l.tables.Failing()) == 0
+	})
+	if err := l.drain(); err != nil {
+		t.Fatal(err)
+	}
+	if err := wait(); err != nil {
+		t.Fatal(err)
+	}
+}
