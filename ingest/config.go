@@ -70,6 +70,11 @@ type Config struct {
 	// gives it two seconds at most.
 	BeginIncarnation func(ctx context.Context, incarnation uint64) error
 
+	// Confirm, when set, is asked before a reconnection that follows a takeover or a connection that did
+	// not last: an error says that somebody else may have the right to the client id by now, and no
+	// connection is attempted until it says otherwise.
+	Confirm func() error
+
 	Log     *zap.Logger
 	Metrics *Metrics
 }
@@ -127,10 +132,10 @@ func (cfg *Config) check(clientID string) error {
 	}
 	for _, u := range cfg.URLs {
 		if _, ok := schemes[strings.ToLower(u.Scheme)]; !ok {
-			add("broker URL %s: scheme is none of mqtt, mqtts, ws, wss (or tcp, ssl, tls)", u.Redacted())
+			add("broker URL %s: scheme is none of mqtt, mqtts, ws, wss (or tcp, ssl, tls)", shown(u))
 		}
 		if u.Hostname() == "" {
-			add("broker URL %s: no host", u.Redacted())
+			add("broker URL %s: no host", shown(u))
 		}
 	}
 	if (cfg.CertFile == "") != (cfg.KeyFile == "") {

@@ -3,6 +3,7 @@ package ingest
 import (
 	"context"
 	"errors"
+	"net/url"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -88,4 +89,51 @@ func TestEnd(t *testing.T) {
 		t.Error("the broker still has the session that was ended")
 	}
 	r.close()
+}
+
+// TestContestedSession: an owner that cannot confirm its right to the client id does not come back
+// after a takeover, and does when it can.
+func TestContestedSession(t *testing.T) {
+	broker := startMosquitto(t, "")
+	var confirmed atomic.Bool
+	var asked atomic.Int64
+	r := newRig(t, func(cfg *Config) {
+		cfg.Confirm = func() error {
+			asked.Add(1)
+			if confirmed.Load() {
+				return nil
+			}
+			return errors.New("the lease is in doubt")
+		}
+	}, broker.url())
+	r.awaitState(StateSubscribed)
+	if asked.Load() != 0 {
+		t.Error("asked before the first connection")
+	}
+	connects := func() int { return strings.Count(broker.log.String(), "connected from") }
+	before := connects()
+	rival := newClient(t, broker.url(), testClientID)
+	eventually(t, "the session asks", func() bool { return asked.Load() >= 2 })
+	if got := r.session.Status(); got.State == StateSubscribed || !strings.Contains(got.LastReason, "the lease is in doubt") {
+		t.Errorf("status %+v", got)
+	}
+	if n := connects() - before; n != 1 {
+		t.Errorf("%d connections of one rival", n)
+	}
+	if err := rival.cm.Disconnect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	confirmed.Store(true)
+	r.awaitState(StateSubscribed)
+	r.close()
+}
+
+func TestShown(t *testing.T) {
+	u, err := url.Parse("wss://user:secret@broker:8884/mqtt?token=secret#secret")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := shown(u); got != "wss://broker:8884/mqtt" {
+		t.Errorf("shown %s", got)
+	}
 }

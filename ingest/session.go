@@ -56,6 +56,7 @@ type Session struct {
 	final       bool   // the next DISCONNECT ends the session at the broker
 	known       bool   // there was a CONNACK: the broker has, or had, this session
 	lostReason  string // why the last connection ended, as a metric label
+	contested   bool   // it ended as if somebody else had taken the client id
 	backoff     backoff
 	started     bool
 	leaving     bool // no new connections
@@ -351,6 +352,11 @@ type dialError struct{ err error }
 func (e *dialError) Error() string { return e.err.Error() }
 func (e *dialError) Unwrap() error { return e.err }
 
+// shown is what of a URL may be shown: a token may stand in the user information or in the query.
+func shown(u *url.URL) string {
+	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String()
+}
+
 // attempt is autopaho's AttemptConnection.
 func (s *Session) attempt(ctx context.Context, _ autopaho.ClientConfig, u *url.URL) (net.Conn, error) {
 	s.mu.Lock()
@@ -359,9 +365,15 @@ func (s *Session) attempt(ctx context.Context, _ autopaho.ClientConfig, u *url.U
 		return nil, errSessionClosed
 	}
 	s.status.State = StateConnecting
-	s.status.URL = u.String()
+	s.status.URL = shown(u)
+	contested := s.contested
 	s.mu.Unlock()
 
+	if contested && s.cfg.Confirm != nil {
+		if err := s.cfg.Confirm(); err != nil {
+			return nil, &dialError{err}
+		}
+	}
 	nc, err := dial(ctx, u, s.files)
 	if err != nil {
 		return nil, &dialError{err}
@@ -511,6 +523,7 @@ func (s *Session) connectionDown() bool {
 		s.status.PingTimeouts++
 	}
 	s.lostReason = label
+	s.contested = label == lostTakenOver || lifetime < stableAfter
 	s.backoff.lost(now, lifetime, code)
 	text := cause.Error()
 	if label == lostClosed {

@@ -432,6 +432,17 @@ func (l *Leases) start(ctx context.Context, lease *Lease, hold func(context.Cont
 	}()
 }
 
+// Confirmed returns an error when the heartbeat is so old that another replica may have taken the
+// sessions of this one. Work may go on, for the fence guards every commit, but not start anew.
+func (l *Leases) Confirmed() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if age := time.Since(l.status.LastHeartbeat); age >= l.cfg.TTL {
+		return fmt.Errorf("no heartbeat for %s: another replica may have the session", age.Round(time.Second))
+	}
+	return nil
+}
+
 // Subscribed notes that the broker's session is subscribed to what is wanted and to nothing else.
 func (l *Leases) Subscribed(ctx context.Context, lease *Lease) error {
 	return l.note(ctx, lease, "subscriptions = $4", l.cfg.subscriptions())

@@ -506,3 +506,25 @@ func TestShares(t *testing.T) {
 		}
 	}
 }
+
+// TestConfirmed: who is cut off from the database may not be sure of its sessions.
+func TestConfirmed(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	l := NewLeases(pool, LeaseConfig{ShareName: "share", Owner: "a", Heartbeat: 20 * time.Millisecond, TTL: testTTL})
+	if err := l.Confirmed(); err == nil {
+		t.Error("confirmed before the first heartbeat")
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	err := l.Run(ctx, func(ctx context.Context, _ *Lease) {
+		defer stop()
+		eventually(t, "confirmed", func() bool { return l.Confirmed() == nil })
+		execute(t, pool, `alter table bridge.replicas rename to gone`) // from here on no heartbeat succeeds
+		eventually(t, "not confirmed any more", func() bool { return l.Confirmed() != nil })
+		execute(t, pool, `alter table bridge.gone rename to replicas`)
+		eventually(t, "confirmed again", func() bool { return l.Confirmed() == nil })
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}

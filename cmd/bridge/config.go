@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"math"
+	"net/url"
 	"os"
 	"regexp"
 	"slices"
@@ -264,11 +265,11 @@ func (cfg *config) effective() map[string]string {
 	return all
 }
 
-// brokers are the broker URLs without passwords.
+// brokers are the broker URLs without user information and query, where a token may stand.
 func (cfg *config) brokers() []string {
 	var list []string
 	for _, u := range cfg.MQTT.URLs.value {
-		list = append(list, u.Redacted())
+		list = append(list, (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String())
 	}
 	return list
 }

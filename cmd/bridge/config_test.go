@@ -559,7 +559,7 @@ func TestSecretsStayHidden(t *testing.T) {
 		}
 	}
 	for name, want := range map[string]string{
-		"BRIDGE_DATABASE_URL": "u@h:5432/d", "BRIDGE_MQTT_URLS": "mqtt://user:xxxxx@broker", "BRIDGE_MQTT_PASSWORD": hidden, "BRIDGE_SCHEMA": "bridge",
+		"BRIDGE_DATABASE_URL": "u@h:5432/d", "BRIDGE_MQTT_URLS": "mqtt://broker", "BRIDGE_MQTT_PASSWORD": hidden, "BRIDGE_SCHEMA": "bridge",
 	} {
 		if all[name] != want {
 			t.Errorf("%s=%s, want %s", name, all[name], want)
