@@ -116,6 +116,7 @@ func (f *findings) failf(format string, args ...any) {
 func report(std streams, side string, found findings) bool {
 	ok := true
 	for _, f := range found {
+		f.text = strings.Join(strings.Fields(f.text), " ") // the driver gives every address it has tried a line of its own
 		switch f.kind {
 		case failed:
 			ok = false

@@ -135,6 +135,12 @@ func TestCheckConnect(t *testing.T) {
 		check(t, exitFailure, nil, []string{"bridge: broker: mqtt://127.0.0.1:1: ", "connection refused", "bridge: database: connect to the database: "},
 			"BRIDGE_MQTT_URLS=mqtt://127.0.0.1:1", "BRIDGE_DATABASE_URL=postgres://u:hunter2@127.0.0.1:1/d")
 	})
+	t.Run("a line each", func(t *testing.T) {
+		environment(t, "BRIDGE_MQTT_URLS=mqtt://127.0.0.1:1", "BRIDGE_DATABASE_URL=postgres://u@127.0.0.1:1,127.0.0.1:2/d")
+		if _, _, stderr := bridge(t, "", "check", "--connect"); strings.Count(stderr, "\n") != 2 {
+			t.Errorf("two problems in more than two lines:\n%s", stderr)
+		}
+	})
 	t.Run("subscription downgraded", func(t *testing.T) {
 		b.server.Options.Capabilities.MaximumQos = 0
 		check(t, exitFailure, []string{"granted: QoS up to 0"}, []string{"bridge: broker: subscription to $share/bridge/devices/+/telemetry: the broker granted QoS 0"})
