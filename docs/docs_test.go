@@ -17,7 +17,9 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/mqttpg/bridge/integration/localpg"
+	"github.com/mqttpg/bridge/mapping"
 	"github.com/mqttpg/bridge/migrations"
+	"github.com/mqttpg/bridge/store"
 )
 
 // update rewrites the documents with what the commands answer today: UPDATE_DOCS=1 go test ./docs
@@ -273,15 +275,92 @@ func TestQueries(t *testing.T) {
 			t.Fatal(err)
 		}
 		eachBlock(string(text), "sql", func(line int, block string) string {
-			queries++
-			if _, err := conn.Exec(t.Context(), block); err != nil {
-				t.Errorf("%s:%d: %v\n%s", name, line, err, block)
+			for statement := range strings.SplitSeq(block, ";\n") { // create database wants to be alone
+				queries++
+				if _, err := conn.Exec(t.Context(), statement); err != nil {
+					t.Errorf("%s:%d: %v\n%s", name, line, err, statement)
+				}
 			}
 			return block
 		})
 	}
 	if queries == 0 {
 		t.Error("no queries found: the pattern is broken")
+	}
+	if !t.Failed() {
+		firstDatabase(t, strings.Replace(server.URL("telemetry"), "user=postgres", "user=bridge", 1))
+	}
+}
+
+// firstDatabase is what a newcomer has who followed the README: everything can be made, and the tables
+// are where psql looks for them.
+func firstDatabase(t *testing.T, url string) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(context.Background()) }()
+	cfg := mapping.RouteConfig{Name: "telemetry", Topic: "devices/{device_id}/telemetry"}
+	routes, err := mapping.Compile([]mapping.RouteConfig{cfg})
+	if err != nil {
+		t.Fatal(err)
+	}
+	look := func(when string) {
+		t.Helper()
+		r, err := store.Verify(t.Context(), conn, "bridge", routes.All()[0])
+		if err != nil || r.Refused != nil || len(r.Warnings) > 0 || r.Table != "public.telemetry" {
+			t.Errorf("%s: %+v, %v", when, r, err)
+		}
+	}
+	look("before the first start")
+	if err := migrations.Apply(t.Context(), conn, "bridge", func(migrations.Migration) {}); err != nil {
+		t.Fatal(err)
+	}
+	look("after it")
+}
+
+// TestOwnTable: the table that the document shows suits the route that it shows.
+func TestOwnTable(t *testing.T) {
+	text, err := os.ReadFile("configuration.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, ok := bytes.Cut(text, []byte("## A table of your own\n"))
+	if !ok {
+		t.Fatal("the section is gone")
+	}
+	server, err := localpg.Start(t.Context(), localpg.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := server.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	conn, err := pgx.Connect(t.Context(), server.URL("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(context.Background()) }()
+	first := func(language string) (block string) {
+		eachBlock(string(text), language, func(_ int, b string) string {
+			if block == "" {
+				block = b
+			}
+			return b
+		})
+		return block
+	}
+	if _, err := conn.Exec(t.Context(), "create role bridge login; "+first("sql")); err != nil {
+		t.Fatal(err)
+	}
+	check := exec.Command("bash", "-c", first("sh")+"bridge check --connect")
+	check.Env = append(environment(), "BRIDGE_MQTT_URLS=mqtt://127.0.0.1:1", "BRIDGE_DATABASE_URL="+strings.Replace(server.URL("postgres"), "user=postgres", "user=bridge", 1))
+	out, _ := check.CombinedOutput() // it fails for want of a broker
+	if !strings.Contains(string(out), "-- database: route mine: table public.my_table fits\n") || strings.Contains(string(out), "warning: ") {
+		t.Errorf("the program says\n%s", out)
 	}
 }
 
