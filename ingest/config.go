@@ -65,9 +65,9 @@ type Config struct {
 	Deliver func(ctx context.Context, d *Delivery)
 
 	// BeginIncarnation, when set, is called before the first SUBSCRIBE of a connection whose CONNACK
-	// says Session Present 0, with the Incarnation of the deliveries to come. An error is logged and
-	// stops nothing: what is published until the subscription stands is not queued for anybody, so ctx
-	// gives it two seconds at most.
+	// says Session Present 0, with the Incarnation of the deliveries to come. ctx gives it two seconds,
+	// because what is published until the subscription stands is not queued for anybody. After an error
+	// the session subscribes, leaves at once, and comes back when a later call has succeeded.
 	BeginIncarnation func(ctx context.Context, incarnation uint64) error
 
 	// Confirm, when set, is asked before a reconnection that follows a takeover or a connection that did

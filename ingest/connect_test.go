@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"net"
 	"net/url"
-	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -612,26 +612,55 @@ func TestOptions(t *testing.T) {
 	}
 }
 
-// TestBeginIncarnation: a new session is told before its first subscription, a present one is not.
+// TestBeginIncarnation: a new session is told before its first subscription, a present one is not. While
+// it cannot be noted the broker queues for it, and sends nothing.
 func TestBeginIncarnation(t *testing.T) {
 	broker := startMosquitto(t, "")
+	publisher := newClient(t, broker.url(), "publisher")
+	subscribes := func() int { return strings.Count(broker.log.String(), "Received SUBSCRIBE from "+testClientID) }
+	var away atomic.Bool
+	var mu sync.Mutex
 	var told []uint64
 	note := func(cfg *Config) {
 		cfg.BeginIncarnation = func(_ context.Context, incarnation uint64) error {
-			if n := strings.Count(broker.log.String(), "Received SUBSCRIBE from "+testClientID); n != len(told) {
-				t.Errorf("%d SUBSCRIBEs before it was told", n)
+			mu.Lock()
+			defer mu.Unlock()
+			if len(told) == 0 && subscribes() != 0 {
+				t.Error("subscribed before it was told")
 			}
 			told = append(told, incarnation)
-			return errors.New("the database is away") // stops nothing
+			if away.Load() {
+				return errors.New("the database is away")
+			}
+			return nil
 		}
 	}
+	away.Store(true)
 	r := newRig(t, note, broker.url())
+	eventually(t, "the subscription stands without a connection", func() bool {
+		return subscribes() == 1 && strings.Contains(r.session.Status().LastReason, "the database is away")
+	})
+	for i := range 20 {
+		publisher.publish("t/x", fmt.Sprint(i), 1)
+	}
+	if n := len(r.all()); n != 0 {
+		t.Errorf("%d deliveries of a session that is not noted", n)
+	}
+	away.Store(false)
 	r.awaitState(StateSubscribed)
+	if n := len(r.received(20)); n != 20 || !r.session.Status().SessionPresent {
+		t.Errorf("%d deliveries, session present %t", n, r.session.Status().SessionPresent)
+	}
 	r.close()
+	mu.Lock()
+	calls := len(told)
+	mu.Unlock()
 	r = newRig(t, note, broker.url())
 	r.awaitState(StateSubscribed)
 	r.close()
-	if !slices.Equal(told, []uint64{1}) {
-		t.Errorf("told %v, want the first connection's 1 alone", told)
+	mu.Lock()
+	defer mu.Unlock()
+	if len(told) != calls || told[0] != 1 || told[calls-1] != 1 {
+		t.Errorf("told %v, then %v", told[:calls], told[calls:])
 	}
 }

@@ -57,6 +57,7 @@ type Session struct {
 	known       bool   // there was a CONNACK: the broker has, or had, this session
 	lostReason  string // why the last connection ended, as a metric label
 	contested   bool   // it ended as if somebody else had taken the client id
+	unnoted     bool   // BeginIncarnation has not succeeded for incarnation yet
 	backoff     backoff
 	started     bool
 	leaving     bool // no new connections
@@ -366,12 +367,17 @@ func (s *Session) attempt(ctx context.Context, _ autopaho.ClientConfig, u *url.U
 	}
 	s.status.State = StateConnecting
 	s.status.URL = shown(u)
-	contested := s.contested
+	contested, unnoted, incarnation := s.contested, s.unnoted, s.incarnation
 	s.mu.Unlock()
 
 	if contested && s.cfg.Confirm != nil {
 		if err := s.cfg.Confirm(); err != nil {
 			return nil, &dialError{err}
+		}
+	}
+	if unnoted {
+		if err := s.note(ctx, incarnation); err != nil {
+			return nil, &dialError{fmt.Errorf("the broker has lost the session, and the new one is not noted yet: %w", err)}
 		}
 	}
 	nc, err := dial(ctx, u, s.files)

@@ -44,10 +44,16 @@ func (s *Session) unanswered() []Subscription {
 // subscriptions while they keep the session (Mosquitto at every restart). A refused subscription
 // takes nothing from the others.
 func (s *Session) subscribe(c *conn, manager *autopaho.ConnectionManager) {
-	s.beginIncarnation(c)
+	noted := s.beginIncarnation(c)
 	wait := subscribeLeast
 	for round := 0; ; round++ {
 		open, retry := s.subscribeOnce(c, manager)
+		if !noted && !c.ended() {
+			// The broker queues from now on. What it sends before the new session is noted could, after a
+			// crash, pass for a redelivery of the old one's: so it gets no chance to send.
+			c.fail(errNotNoted)
+			return
+		}
 		if open == 0 && !s.tidy(c, manager) {
 			open, retry = 1, true
 		}
@@ -77,16 +83,31 @@ func (s *Session) subscribe(c *conn, manager *autopaho.ConnectionManager) {
 // incarnationTimeout is how long a subscription may wait for a new incarnation to be stored.
 const incarnationTimeout = 2 * time.Second
 
-func (s *Session) beginIncarnation(c *conn) {
+// beginIncarnation has a new session noted, and says whether it is.
+func (s *Session) beginIncarnation(c *conn) bool {
 	if c.present || s.cfg.BeginIncarnation == nil {
-		return
+		return true
 	}
-	ctx, cancel := context.WithTimeout(c.ctx, incarnationTimeout)
-	defer cancel()
-	if err := s.cfg.BeginIncarnation(ctx, c.incarnation); err != nil && !c.ended() {
-		s.log.Warn("the new session is not noted yet, subscribing all the same", zap.Error(err))
+	err := s.note(c.ctx, c.incarnation)
+	if err != nil && !c.ended() {
+		s.log.Warn("the new session is not noted yet: subscribing, and coming back when it is", zap.Error(err))
 	}
+	return err == nil
 }
+
+// note has an incarnation noted within incarnationTimeout. Until it is, no connection is attempted.
+func (s *Session) note(ctx context.Context, incarnation uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, incarnationTimeout)
+	defer cancel()
+	err := s.cfg.BeginIncarnation(ctx, incarnation)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unnoted = err != nil
+	return err
+}
+
+// errNotNoted is the cause of a connection that was left because its new session is not noted yet.
+var errNotNoted = errors.New("left until the new session is noted")
 
 // tidy unsubscribes what is stale, and says whether that is done.
 func (s *Session) tidy(c *conn, manager *autopaho.ConnectionManager) bool {

@@ -34,6 +34,9 @@ func Compile(configs []RouteConfig) (*Routes, error) {
 				fmt.Sprintf("expected names of lower-case letters, digits and _, not beginning with a digit, at most %d bytes", maxTable),
 			})
 			continue
+		case c.config.Name == "none":
+			errs = append(errs, &ConfigError{"BRIDGE_ROUTES", c.config.Name, "expected another name: none stands for messages that no route matches"})
+			continue
 		case names[c.config.Name]:
 			errs = append(errs, &ConfigError{"BRIDGE_ROUTES", c.config.Name, "this route stands twice"})
 			continue

@@ -142,12 +142,13 @@ func TestAllMistakesAtOnce(t *testing.T) {
 		{Name: "a", Topic: "x/#/y a+", Format: "xml", Columns: "a=, b:foo=$.b", Time: "when", Retention: "soon"},
 		{Name: "a", Topic: "x"},
 		{Name: "b"},
+		{Name: "none", Topic: "x"},
 	})
 	var joined interface{ Unwrap() []error }
-	if !errors.As(err, &joined) || len(joined.Unwrap()) != 9 {
+	if !errors.As(err, &joined) || len(joined.Unwrap()) != 10 {
 		t.Fatalf("%v", err)
 	}
-	for _, want := range []string{"A_TOPIC: \"x/#/y\"", "A_TOPIC: \"a+\"", "A_FORMAT", "A_COLUMNS: \", b", "A_COLUMNS: \"foo", "A_TIME", "A_RETENTION", "BRIDGE_ROUTES: \"a\": this route stands twice", "B_TOPIC: is required"} {
+	for _, want := range []string{"A_TOPIC: \"x/#/y\"", "A_TOPIC: \"a+\"", "A_FORMAT", "A_COLUMNS: \", b", "A_COLUMNS: \"foo", "A_TIME", "A_RETENTION", "BRIDGE_ROUTES: \"a\": this route stands twice", "B_TOPIC: is required", "BRIDGE_ROUTES: \"none\": expected another name"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%v lacks %s", err, want)
 		}

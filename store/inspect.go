@@ -157,10 +157,6 @@ func readProperties(document []byte, m *mapping.Message) (truncated bool, err er
 	return doc.Truncated, nil
 }
 
-// sessionTTL is the TTL of the leases, LeaseConfig.TTL: it is no setting, so that every process of a
-// database has the same.
-const sessionTTL = 5 * time.Second
-
 // SessionState is what has become of a session.
 type SessionState string
 
@@ -209,7 +205,7 @@ func ListSessions(ctx context.Context, conn *pgx.Conn, schema string) ([]Session
 		switch {
 		case retired:
 			s.State = SessionRetired
-		case s.Heartbeat != nil && *s.Heartbeat < sessionTTL:
+		case s.Heartbeat != nil && *s.Heartbeat < defaultTTL:
 			s.State = SessionHeld
 		case s.Owner == "":
 			s.State = SessionFree

@@ -16,7 +16,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// defaultTTL is LeaseConfig.TTL where it is not set.
+// defaultTTL is LeaseConfig.TTL where it is not set. Operators cannot set it, so that every process of a
+// database has the same.
 const defaultTTL = 5 * time.Second
 
 // ErrGivenUp is the cause of a hold's context when this replica hands the session to another one.
