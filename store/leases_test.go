@@ -516,7 +516,7 @@ func TestConfirmed(t *testing.T) {
 		t.Error("confirmed before the first heartbeat")
 	}
 	ctx, stop := context.WithCancel(t.Context())
-	err := l.Run(ctx, func(ctx context.Context, _ *Lease) {
+	err := l.Run(ctx, func(_ context.Context, _ *Lease) {
 		defer stop()
 		eventually(t, "confirmed", func() bool { return l.Confirmed() == nil })
 		execute(t, pool, `alter table bridge.replicas rename to gone`) // from here on no heartbeat succeeds
