@@ -225,8 +225,8 @@ func (w *Writer) insertAll(ctx context.Context, conn *pgconn.PgConn, guard *stat
 	if err != nil {
 		return err
 	}
-	if letters != nil {
-		statements, owner = append(statements, letters), append(owner, nil)
+	for _, s := range letters {
+		statements, owner = append(statements, s), append(owner, nil)
 	}
 	failed, err := run(ctx, conn, statements)
 	if err != nil {

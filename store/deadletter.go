@@ -36,11 +36,29 @@ type properties struct {
 	Truncated       bool        `json:"truncated,omitempty"` // user properties were too large to keep
 }
 
-// insertDeadLetters makes the statement for letters; nil when there are none.
-func insertDeadLetters(schema string, letters []deadLetter) (*statement, error) {
-	if len(letters) == 0 {
-		return nil, nil
+// maxStatement is about how many bytes one statement carries, unless a single message is larger: the
+// protocol ends at 1 GiB.
+const maxStatement = 64 << 20
+
+// insertDeadLetters makes the statements for letters.
+func insertDeadLetters(schema string, letters []deadLetter) ([]*statement, error) {
+	var list []*statement
+	for len(letters) > 0 {
+		n, size := 0, 0
+		for n < len(letters) && (n == 0 || size+len(letters[n].entry.Message.Payload) <= maxStatement) {
+			size += len(letters[n].entry.Message.Payload)
+			n++
+		}
+		s, err := insertSomeDeadLetters(schema, letters[:n])
+		if err != nil {
+			return nil, err
+		}
+		list, letters = append(list, s), letters[n:]
 	}
+	return list, nil
+}
+
+func insertSomeDeadLetters(schema string, letters []deadLetter) (*statement, error) {
 	var routes, topics, reasons, details, ids, payloads, qos, retain, documents, received column
 	for i := range letters {
 		l := &letters[i]

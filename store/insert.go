@@ -159,7 +159,18 @@ func (in *insertion) prepare(p *plan, units []unit) {
 		in.several = in.several || len(units[i].rows) != 1
 	}
 	if p.arrays != nil {
-		in.add(in.rows, p.unnest, in.arrayParams(), slices.Clone(p.arrays))
+		for rows := in.rows; len(rows) > 0; {
+			n, size := 0, 0
+			for n < len(rows) && (n == 0 || size+len(rows[n].row.Fields) <= maxStatement) {
+				size += len(rows[n].row.Fields)
+				n++
+			}
+			if len(in.parts) > 0 {
+				in.buffers = nil // those of the part before are still to be sent
+			}
+			in.add(rows[:n], p.unnest, in.arrayParams(rows[:n]), slices.Clone(p.arrays))
+			rows = rows[n:]
+		}
 		return
 	}
 	// An array type cannot be unnested row by row (unnest flattens arrays of arrays): these rows go
@@ -240,7 +251,7 @@ func (in *insertion) result() (rows, written uint64) {
 
 // arrayParams gathers each column of the rows into one array parameter. A field is already what an
 // array element is, a length and the value, so that gathering is copying.
-func (in *insertion) arrayParams() [][]byte {
+func (in *insertion) arrayParams(rows []rowRef) [][]byte {
 	columns := len(in.plan.oids)
 	if len(in.buffers) != columns {
 		in.buffers = make([][]byte, columns)
@@ -253,10 +264,10 @@ func (in *insertion) arrayParams() [][]byte {
 		b = binary.BigEndian.AppendUint32(b, 1) // dimensions
 		b = binary.BigEndian.AppendUint32(b, 0) // has nulls, set below
 		b = binary.BigEndian.AppendUint32(b, oid)
-		b = binary.BigEndian.AppendUint32(b, uint32(len(in.rows)))
+		b = binary.BigEndian.AppendUint32(b, uint32(len(rows)))
 		in.buffers[c] = binary.BigEndian.AppendUint32(b, 1) // lower bound
 	}
-	for _, ref := range in.rows {
+	for _, ref := range rows {
 		fields := ref.row.Fields
 		for c := range columns {
 			end := 4

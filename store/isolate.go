@@ -37,9 +37,7 @@ func (w *Writer) isolate(ctx context.Context, progress func(), conn *pgconn.PgCo
 	if err != nil {
 		return err
 	}
-	if letters != nil {
-		closing = append(closing, letters)
-	}
+	closing = append(closing, letters...)
 	if _, err := run(ctx, conn, append(closing, &statement{sql: "commit"})); err != nil {
 		return judged(fmt.Errorf("commit isolation: %w", err), nil, false)
 	}

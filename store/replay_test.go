@@ -27,7 +27,7 @@ func bury(t *testing.T, pool *pgxpool.Pool, route, topic, payload string) [16]by
 			UserProperties: []mapping.UserProperty{{Name: "unit", Value: "K"}}, ReceivedAt: received,
 		},
 	}}
-	s, err := insertDeadLetters("bridge", []deadLetter{l})
+	s, err := insertSomeDeadLetters("bridge", []deadLetter{l})
 	if err != nil {
 		t.Fatal(err)
 	}

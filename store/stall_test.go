@@ -2,10 +2,12 @@ package store
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/mqttpg/bridge/mapping"
 )
 
@@ -117,5 +119,35 @@ func TestManyLockedTables(t *testing.T) {
 	}
 	if err := wait(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestStatementsAreBounded: several huge messages of one batch do not make a statement that the protocol
+// cannot carry.
+func TestStatementsAreBounded(t *testing.T) {
+	t.Parallel()
+	huge := make([]byte, 40<<20)
+	letter := deadLetter{entry: &Entry{Message: &mapping.Message{Topic: "t", Payload: huge}}, route: "r"}
+	small := deadLetter{entry: &Entry{Message: &mapping.Message{Topic: "t"}}, route: "r"}
+	list, err := insertDeadLetters("bridge", []deadLetter{letter, small, letter, small, small})
+	if err != nil || len(list) != 2 {
+		t.Errorf("%d statements, %v, want 2", len(list), err)
+	}
+
+	field := append(binary.BigEndian.AppendUint32(nil, uint32(len(huge))), huge...)
+	p := &plan{oids: []uint32{pgtype.ByteaOID}, arrays: []uint32{pgtype.ByteaArrayOID}}
+	var units []unit
+	for i := range 3 {
+		units = append(units, unit{rows: []mapping.Row{{Time: int64(i), Fields: field}}})
+	}
+	in := &insertion{}
+	in.prepare(p, units)
+	if len(in.parts) != 3 {
+		t.Fatalf("%d statements, want 3", len(in.parts))
+	}
+	for i, part := range in.parts {
+		if n := len(part.params[0]); n < len(field) || n > len(field)+100 || len(part.rows) != 1 {
+			t.Errorf("statement %d: %d bytes, %d rows", i, n, len(part.rows))
+		}
 	}
 }
