@@ -124,6 +124,9 @@ func (r watchedReader) Read(p []byte) (int, error) {
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.read(p)
 	if err != nil {
+		if c.leaving.Load() {
+			c.cancel(errLeft) // the broker closes its side because of our DISCONNECT
+		}
 		c.cancel(err)
 		c.endRead.Do(func() { close(c.readEnded) })
 	}

@@ -373,7 +373,7 @@ func TestReplayInterrupted(t *testing.T) {
 		ended <- err
 	}()
 	eventually(t, "the replay is in the middle", func() bool {
-		return value[int](t, pool, `select count(*)::int from pg_locks where not granted`) > 0
+		return value[int](t, pool, `select count(*)::int from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'`) > 0
 	})
 	cancel(stop)
 	if err := <-ended; !errors.Is(err, stop) {
@@ -489,7 +489,7 @@ func TestReplayWaitsForAnother(t *testing.T) {
 		ended <- result
 	}()
 	eventually(t, "the replay waits for the locked letters", func() bool {
-		return value[int](t, pool, `select count(*)::int from pg_locks where not granted`) > 0
+		return value[int](t, pool, `select count(*)::int from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'`) > 0
 	})
 	if n := value[int](t, pool, `select count(*)::int from bare`); n != 1 {
 		t.Errorf("%d rows while two letters are locked, want 1", n)

@@ -310,7 +310,7 @@ func TestHardStopAcknowledgesNothing(t *testing.T) {
 	wait := l.run(ctx)
 	l.send("devices/a/telemetry", reading(1, 1))
 	eventually(t, "the insert waits for the lock", func() bool {
-		return value[int](t, pool, `select count(*)::int from pg_locks where not granted`) > 0
+		return value[int](t, pool, `select count(*)::int from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'`) > 0
 	})
 	l.send("devices/a/telemetry", reading(2, 1))
 	if s := l.writer.Status(); s.InFlight != 2 || s.InFlightBytes == 0 || s.OldestUnacknowledged == 0 {
