@@ -429,7 +429,7 @@ func TestTwoReplaysAtOnce(t *testing.T) {
 		}
 	}
 	cfg := impatient(t)
-	cfg.MaxMessages = 20
+	cfg.MaxMessages, cfg.lockTimeout = 20, time.Minute
 	route := bare
 	route.Partition, route.Payload = "none", "drop"
 	routes := compile(t, route)
