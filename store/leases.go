@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math"
 	"os"
 	"slices"
 	"sync"
@@ -20,8 +19,14 @@ import (
 // database has the same.
 const defaultTTL = 5 * time.Second
 
-// ErrGivenUp is the cause of a hold's context when this replica hands the session to another one.
-var ErrGivenUp = errors.New("session handed over to another replica")
+// The causes of the end of a hold's context, besides [ErrFenced] and shutdown.
+var (
+	// ErrGivenUp: this replica hands the session to another one.
+	ErrGivenUp = errors.New("session handed over to another replica")
+	// ErrReassigned: the session is to be drained now, or is in use again after all. It is given up and
+	// taken anew, by whichever replica comes first, with [Lease.Retiring] as it is meant now.
+	ErrReassigned = errors.New("session taken out of use, or back into it")
+)
 
 // LeaseConfig is what the leases are told. A duration that is zero takes its default.
 type LeaseConfig struct {
@@ -47,8 +52,8 @@ type Lease struct {
 	// Subscriptions is all that the broker's session may be subscribed to: what former owners wanted and
 	// what this one does. Call [Leases.Subscribed] when the difference is mended.
 	Subscriptions []string
-	// Retiring says that the session is beyond LeaseConfig.Sessions: it is to be unsubscribed, drained and
-	// ended at the broker. Call [Leases.Retired] then.
+	// Retiring says that the session is beyond LeaseConfig.Sessions, or that [RequestDrain] has taken it
+	// out of use: it is to be unsubscribed, drained and ended at the broker. Call [Leases.Retired] then.
 	Retiring bool
 }
 
@@ -57,7 +62,9 @@ type LeaseStatus struct {
 	Owned         []int     // indices of the sessions that this process holds
 	Replicas      int       // live ones of the share, this one included
 	Sessions      []Session // of the share, by index
-	Retiring      []int     // sessions of an earlier, larger BRIDGE_MQTT_SESSIONS that are not drained yet
+	InUse         int       // how many of them are shared out
+	Retiring      []int     // out of use, or beyond BRIDGE_MQTT_SESSIONS, and not drained yet
+	Drained       []int     // out of use since [RequestDrain], and drained; others could be in use
 	LastHeartbeat time.Time // zero: none yet
 	LastTurn      time.Time // when the loop last showed life, with or without a heartbeat; zero: it has not begun
 	LastError     string    // since LastHeartbeat; empty: none
@@ -70,18 +77,21 @@ type Session struct {
 	Owner    string // replica; empty: free
 	Epoch    int64
 	Orphaned bool // the owner is dead
+	Drain    bool // RequestDrain has taken it out of use
 	Retired  bool // drained and ended at the broker
 }
 
 // Leases shares the sessions of a share out among the replicas.
 //
-// Every replica keeps its heartbeat in one row of the database and looks at the sessions as often. The
-// clock is always the database's. A free session is taken at once; one whose owner is dead only by a
-// replica whose own heartbeat has gone through without a gap for a whole TTL. So an outage of the
-// database moves no session: when it ends, all heartbeats are old, but the owners have renewed theirs
-// long before anybody may take.
+// Every replica keeps its heartbeat in one row of the database, and looks at the sessions and at the
+// heartbeats of the others as often. A free session is taken at once. One that has an owner is taken
+// when the owner's heartbeat has stood still for a whole TTL, in which the observer's own went through
+// without a gap. Heartbeats are only compared for equality, and the time is the observer's own,
+// monotonic one: clocks that are wrong or jump, of the database or of any replica, move no session. Nor
+// does an outage of the database: when it ends, the owners have renewed their heartbeats long before
+// anybody has watched for a TTL.
 //
-// Nobody holds more than a fair share: sessions divided by live replicas, rounded up. A replica that
+// Nobody holds more than a fair share: sessions in use divided by live replicas, rounded up. A replica that
 // holds more than the share rounded down gives one back while another one holds less than that, one
 // session at a time and the richest replica first. That state is reached in finitely many steps and
 // then nothing moves.
@@ -97,8 +107,15 @@ type Leases struct {
 
 	steadySince   time.Time // start of the present row of heartbeats without a gap
 	lastHeartbeat time.Time
+	pulses        map[string]pulse // of all replicas of the share, and of owners that are none
 	reported      string // the error that the log knows of
 	returned      chan *holding
+}
+
+// pulse is the heartbeat of a replica as this one sees it.
+type pulse struct {
+	beat  time.Time // what the database has; only asked whether it is another one than before
+	since time.Time // since when, by the clock of this process
 }
 
 type holding struct {
@@ -130,7 +147,7 @@ func NewLeases(pool *pgxpool.Pool, cfg LeaseConfig) *Leases {
 	if err != nil {
 		host = "unknown"
 	}
-	return &Leases{pool: pool, cfg: cfg, log: cfg.Log.Named("leases"), host: host, held: map[int]*holding{}, returned: make(chan *holding)}
+	return &Leases{pool: pool, cfg: cfg, log: cfg.Log.Named("leases"), host: host, held: map[int]*holding{}, pulses: map[string]pulse{}, returned: make(chan *holding)}
 }
 
 // Run takes sessions and calls hold for each in a goroutine of its own. The context of hold ends with
@@ -226,195 +243,278 @@ func (l *Leases) heartbeat(db context.Context) error {
 	return nil
 }
 
+// needed says whether a session takes part. One that does not is to be drained and ended.
+func (l *Leases) needed(s *Session) bool { return s.Index < l.cfg.Sessions && !s.Drain }
+
 // share compares what is held with what is fair.
 func (l *Leases) share(db, ctx context.Context, hold func(context.Context, *Lease)) error {
-	sessions, replicas, err := l.look(db)
+	v, err := l.look(db)
 	if err != nil {
 		return err
 	}
-	have := 0
-	var retiring []int
-	abandoned := false // a session to be retired has no owner
-	for _, s := range sessions {
-		switch {
-		case s.Index < l.cfg.Sessions:
-			have++
-		case !s.Retired:
-			retiring = append(retiring, s.Index)
-			abandoned = abandoned || s.Owner == "" || s.Orphaned || s.Owner == l.cfg.Owner
-		}
-	}
-	if have < l.cfg.Sessions {
+	if v.configured < l.cfg.Sessions {
 		_, err := l.pool.Exec(db, `insert into `+l.table("sessions")+` (share_name, index, client_id)
 			select $1, i, $2::text || '-' || i from generate_series(0, $3::int - 1) i on conflict do nothing`,
 			l.cfg.ShareName, l.cfg.ClientIDPrefix, l.cfg.Sessions)
 		if err != nil {
 			return fmt.Errorf("create sessions: %w", err)
 		}
-		if sessions, replicas, err = l.look(db); err != nil {
+		if v, err = l.look(db); err != nil {
 			return err
 		}
 	}
 
 	l.mu.Lock()
-	if !slices.Equal(retiring, l.status.Retiring) && len(retiring) > 0 {
-		l.log.Info("sessions beyond BRIDGE_MQTT_SESSIONS are to be drained and ended", zap.Ints("sessions", retiring))
-	}
-	l.status.Sessions, l.status.Replicas, l.status.Retiring = sessions, len(replicas), retiring
-	counts := map[string]int{}
-	for id := range replicas {
-		counts[id] = 0
-	}
-	free := 0
-	for _, s := range sessions {
-		if h := l.held[s.Index]; h != nil && !h.lost && (s.Owner != l.cfg.Owner || s.Epoch != h.lease.Epoch) {
-			l.log.Error("session is held by another replica, stopping to read it", zap.Int("session", s.Index), zap.String("owner", s.Owner), zap.Int64("epoch", s.Epoch))
-			h.lost, h.ending = true, true
-			h.cancel(ErrFenced)
-		}
-		if s.Index >= l.cfg.Sessions {
-			continue
-		}
-		if s.Owner == "" || s.Orphaned {
-			free++
-		} else {
-			counts[s.Owner]++
-		}
-	}
+	l.tell(v)
+	l.endChanged(v)
 	mine, ending, last, retires := 0, 0, -1, false
 	for index, h := range l.held {
+		if h.ending {
+			ending++
+		}
 		if h.lease.Retiring {
 			retires = true
 			continue
 		}
 		mine++
 		last = max(last, index)
-		if h.ending {
-			ending++
-		}
 	}
-	give := ctx.Err() == nil && mine > 0 && ending == 0 && free == 0 && l.surplus(counts)
+	give := ctx.Err() == nil && mine > 0 && ending == 0 && v.free == 0 && surplus(l.cfg.Owner, v.inUse, v.counts)
 	if give {
-		l.log.Info("handing a session over", zap.Int("session", last), zap.Int("replicas", len(replicas)))
+		l.log.Info("handing a session over", zap.Int("session", last), zap.Int("replicas", len(v.counts)))
 		l.held[last].ending = true
 		l.held[last].cancel(ErrGivenUp)
 	}
 	l.mu.Unlock()
 	settled := !give && ending == 0 && ctx.Err() == nil
-	if n := l.entitled(counts) - mine; n > 0 && settled {
-		if err := l.claim(db, ctx, hold, 0, l.cfg.Sessions, n); err != nil {
+	if n := entitled(l.cfg.Owner, v.inUse, v.counts) - mine; n > 0 && settled {
+		if err := l.claim(db, ctx, hold, v.dead, false, n); err != nil {
 			return err
 		}
 	}
-	if abandoned && !retires && ctx.Err() == nil { // one at a time, beside the fair share: it is soon over
-		return l.claim(db, ctx, hold, l.cfg.Sessions, math.MaxInt32, 1)
+	if v.abandoned && !retires && ctx.Err() == nil { // one at a time, beside the fair share: it is soon over
+		if err := l.claim(db, ctx, hold, v.dead, true, 1); err != nil {
+			return err
+		}
 	}
-	return nil
+	return l.bury(db, v.dead)
 }
 
-// entitled is how many sessions this replica may hold at present: the fair share rounded down, and
-// one more only when every other one has that already.
-func (l *Leases) entitled(counts map[string]int) int {
-	floor := l.cfg.Sessions / len(counts)
-	if floor*len(counts) == l.cfg.Sessions {
+// tell notes what /health and the log are to know.
+func (l *Leases) tell(v *view) {
+	if !slices.Equal(v.retiring, l.status.Retiring) && len(v.retiring) > 0 {
+		l.log.Info("sessions are to be drained and ended: beyond BRIDGE_MQTT_SESSIONS, or taken out of use by bridge sessions drain", zap.Ints("sessions", v.retiring))
+	}
+	if !slices.Equal(v.drained, l.status.Drained) && len(v.drained) > 0 {
+		l.log.Info("sessions are out of use until bridge sessions drain --undo", zap.Ints("sessions", v.drained))
+	}
+	l.status.Sessions, l.status.Replicas, l.status.InUse = v.sessions, len(v.counts), v.inUse
+	l.status.Retiring, l.status.Drained = v.retiring, v.drained
+}
+
+// endChanged ends the holds of sessions that somebody else has taken, and of those that are held for
+// something else than they are needed for now.
+func (l *Leases) endChanged(v *view) {
+	for i := range v.sessions {
+		s := &v.sessions[i]
+		h := l.held[s.Index]
+		switch {
+		case h == nil || h.lost:
+		case s.Owner != l.cfg.Owner || s.Epoch != h.lease.Epoch:
+			l.log.Error("session is held by another replica, stopping to read it", zap.Int("session", s.Index), zap.String("owner", s.Owner), zap.Int64("epoch", s.Epoch))
+			h.lost, h.ending = true, true
+			h.cancel(ErrFenced)
+		case !h.ending && h.lease.Retiring == l.needed(s):
+			l.log.Info("giving a session up", zap.Int("session", s.Index), zap.Bool("to_be_drained", !h.lease.Retiring))
+			h.ending = true
+			h.cancel(ErrReassigned)
+		}
+	}
+}
+
+// entitled is how many of the sessions in use the owner may hold at present: the fair share rounded
+// down, and one more only when every other one has that already.
+func entitled(owner string, sessions int, counts map[string]int) int {
+	floor := sessions / len(counts)
+	if floor*len(counts) == sessions {
 		return floor
 	}
 	for id, n := range counts {
-		if id != l.cfg.Owner && n < floor {
+		if id != owner && n < floor {
 			return floor
 		}
 	}
 	return floor + 1
 }
 
-// surplus says that this replica has to give one back: somebody holds less than the share rounded
-// down, and nobody is richer than this replica.
-func (l *Leases) surplus(counts map[string]int) bool {
-	floor := l.cfg.Sessions / len(counts)
-	mine := counts[l.cfg.Owner]
-	ceil := (l.cfg.Sessions + len(counts) - 1) / len(counts)
+// surplus says that the owner has to give one back: somebody holds less than the share rounded down,
+// and nobody is richer than the owner.
+func surplus(owner string, sessions int, counts map[string]int) bool {
+	floor := sessions / len(counts)
+	mine := counts[owner]
+	ceil := (sessions + len(counts) - 1) / len(counts)
 	poor := false
 	for id, n := range counts {
 		poor = poor || n < floor
-		if n > mine || n == mine && id > l.cfg.Owner {
+		if n > mine || n == mine && id > owner {
 			return false
 		}
 	}
 	return mine > ceil || mine > floor && poor
 }
 
-// look reads the sessions of the share and its live replicas.
-func (l *Leases) look(db context.Context) ([]Session, map[string]bool, error) {
-	rows, err := l.pool.Query(db, `select id from `+l.table("replicas")+` where share_name = $1 and heartbeat_at > now() - $2 * interval '1 second'`,
-		l.cfg.ShareName, l.cfg.TTL.Seconds())
+// view is what the database says of the share.
+type view struct {
+	sessions   []Session
+	counts     map[string]int // live replicas, with the sessions in use that they hold
+	dead       []string
+	configured int // sessions within LeaseConfig.Sessions
+	inUse      int // of these
+	free       int // of those in use: without a live owner
+	retiring   []int
+	drained    []int
+	abandoned  bool // a session to be retired has no live owner but perhaps this process
+}
+
+// look reads the sessions of the share and its replicas.
+func (l *Leases) look(db context.Context) (*view, error) {
+	rows, err := l.pool.Query(db, `select id, heartbeat_at from `+l.table("replicas")+` where share_name = $1`, l.cfg.ShareName)
 	if err != nil {
-		return nil, nil, fmt.Errorf("look at replicas: %w", err)
+		return nil, fmt.Errorf("look at replicas: %w", err)
 	}
-	ids, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	beats := map[string]time.Time{}
+	var id string
+	var beat time.Time
+	if _, err := pgx.ForEachRow(rows, []any{&id, &beat}, func() error { beats[id] = beat; return nil }); err != nil {
+		return nil, fmt.Errorf("look at replicas: %w", err)
+	}
+	rows, err = l.pool.Query(db, `select index, client_id, coalesce(owner, ''), epoch, drain_requested_at is not null, retired_at is not null
+		from `+l.table("sessions")+` where share_name = $1 order by index`, l.cfg.ShareName)
 	if err != nil {
-		return nil, nil, fmt.Errorf("look at replicas: %w", err)
+		return nil, fmt.Errorf("look at sessions: %w", err)
 	}
-	live := map[string]bool{l.cfg.Owner: true}
-	for _, id := range ids {
-		live[id] = true
-	}
-	rows, err = l.pool.Query(db, `select index, client_id, coalesce(owner, ''), epoch, retired_at is not null from `+l.table("sessions")+` where share_name = $1 order by index`, l.cfg.ShareName)
-	if err != nil {
-		return nil, nil, fmt.Errorf("look at sessions: %w", err)
-	}
-	sessions, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (s Session, err error) {
-		err = row.Scan(&s.Index, &s.ClientID, &s.Owner, &s.Epoch, &s.Retired)
-		s.Orphaned = s.Owner != "" && !live[s.Owner]
+	v := &view{counts: map[string]int{l.cfg.Owner: 0}}
+	v.sessions, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (s Session, err error) {
+		err = row.Scan(&s.Index, &s.ClientID, &s.Owner, &s.Epoch, &s.Drain, &s.Retired)
 		return s, err
 	})
 	if err != nil {
-		return nil, nil, fmt.Errorf("look at sessions: %w", err)
+		return nil, fmt.Errorf("look at sessions: %w", err)
 	}
-	return sessions, live, nil
+	for _, s := range v.sessions { // an owner without a heartbeat is watched like one whose heartbeat stands still
+		if _, known := beats[s.Owner]; s.Owner != "" && !known {
+			beats[s.Owner] = time.Time{}
+		}
+	}
+	v.dead = l.observe(beats, time.Now())
+	for id := range beats {
+		if !slices.Contains(v.dead, id) {
+			v.counts[id] = 0
+		}
+	}
+	l.count(v)
+	return v, nil
 }
 
-// claim takes up to n sessions with an index from first up to but without end: free ones, orphaned ones when our own heartbeat has been steady, and
-// ones that are ours although we do not hold them (the answer to a claim was lost).
-func (l *Leases) claim(db, ctx context.Context, hold func(context.Context, *Lease), first, end, n int) error {
+// observe compares heartbeats with those of the last look, and returns whose have stood still for a TTL
+// that this process has watched without a gap.
+func (l *Leases) observe(beats map[string]time.Time, now time.Time) (dead []string) {
+	maps.DeleteFunc(l.pulses, func(id string, _ pulse) bool { _, still := beats[id]; return !still })
+	for id, beat := range beats {
+		p, known := l.pulses[id]
+		if !known || !p.beat.Equal(beat) {
+			p = pulse{beat, now}
+			l.pulses[id] = p
+		}
+		watched := min(now.Sub(p.since), now.Sub(l.steadySince))
+		if id != l.cfg.Owner && watched >= l.cfg.TTL {
+			dead = append(dead, id)
+		}
+	}
+	return dead
+}
+
+// count sums the sessions of a view up.
+func (l *Leases) count(v *view) {
+	for i := range v.sessions {
+		s := &v.sessions[i]
+		s.Orphaned = slices.Contains(v.dead, s.Owner)
+		ownerless := s.Owner == "" || s.Orphaned
+		if s.Index < l.cfg.Sessions {
+			v.configured++
+			if s.Drain && s.Retired {
+				v.drained = append(v.drained, s.Index)
+			}
+		}
+		switch {
+		case !l.needed(s):
+			if !s.Retired {
+				v.retiring = append(v.retiring, s.Index)
+				v.abandoned = v.abandoned || ownerless || s.Owner == l.cfg.Owner
+			}
+			continue
+		case ownerless:
+			v.free++
+		default:
+			v.counts[s.Owner]++
+		}
+		v.inUse++
+	}
+}
+
+// claim takes up to n sessions that are needed, or, retiring, such as are not: free ones, those of dead
+// owners, and ones that are ours although we do not hold them (the answer to a claim was lost).
+func (l *Leases) claim(db, ctx context.Context, hold func(context.Context, *Lease), dead []string, retiring bool, n int) error {
 	l.mu.Lock()
 	held := make([]int32, 0, len(l.held))
 	for index := range l.held {
 		held = append(held, int32(index))
 	}
 	l.mu.Unlock()
-	steady := time.Since(l.steadySince) >= l.cfg.TTL
 	// A session whose former owner is in the middle of a commit is locked by its fence: it is passed
 	// over and taken a heartbeat later, when that commit is visible.
 	rows, err := l.pool.Query(db, `
 		with candidate as (
 			select s.index from `+l.table("sessions")+` s
-			where s.share_name = $1 and s.index >= $9 and s.index < $2 and (s.index < $10 or s.retired_at is null) and not s.index = any ($3::int[])
-			  and (s.owner is null or s.owner = $4 or $5 and not exists (
-			       select from `+l.table("replicas")+` r where r.id = s.owner and r.heartbeat_at > now() - $6 * interval '1 second'))
+			where s.share_name = $1 and not s.index = any ($2::int[])
+			  and (s.index >= $3 or s.drain_requested_at is not null) = $4 and not ($4 and s.retired_at is not null)
+			  and (s.owner is null or s.owner = $5 or s.owner = any ($6::text[]))
 			order by s.index limit $7 for update skip locked)
 		update `+l.table("sessions")+` s
-		set owner = $4, epoch = s.epoch + 1, acquired_at = now(),
-		    client_id = case when s.index < $10 then $8::text || '-' || s.index else s.client_id end,
-		    subscriptions = case when s.index < $10 then array(select distinct unnest(s.subscriptions || $11::text[]) order by 1) else s.subscriptions end,
+		set owner = $5, epoch = s.epoch + 1, acquired_at = now(),
+		    client_id = case when $4 then s.client_id else $8::text || '-' || s.index end,
+		    subscriptions = case when $4 then s.subscriptions else array(select distinct unnest(s.subscriptions || $9::text[]) order by 1) end,
 		    retired_at = null
 		from candidate where s.share_name = $1 and s.index = candidate.index
 		returning s.index, s.client_id, s.epoch, s.share_name, s.subscriptions`,
-		l.cfg.ShareName, end, held, l.cfg.Owner, steady, l.cfg.TTL.Seconds(), n, l.cfg.ClientIDPrefix, first, l.cfg.Sessions, l.cfg.subscriptions())
+		l.cfg.ShareName, held, l.cfg.Sessions, retiring, l.cfg.Owner, append([]string{}, dead...), n, l.cfg.ClientIDPrefix, l.cfg.subscriptions())
 	if err != nil {
 		return fmt.Errorf("claim sessions: %w", err)
 	}
 	leases, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*Lease, error) {
-		lease := &Lease{}
+		lease := &Lease{Retiring: retiring}
 		err := row.Scan(&lease.Index, &lease.ClientID, &lease.Epoch, &lease.ShareName, &lease.Subscriptions)
-		lease.Retiring = lease.Index >= l.cfg.Sessions
 		return lease, err
 	})
 	if err != nil {
 		return fmt.Errorf("claim sessions: %w", err)
 	}
 	for _, lease := range leases {
-		l.log.Info("session taken", zap.Int("session", lease.Index), zap.String("client_id", lease.ClientID), zap.Int64("epoch", lease.Epoch))
+		l.log.Info("session taken", zap.Int("session", lease.Index), zap.String("client_id", lease.ClientID), zap.Int64("epoch", lease.Epoch), zap.Bool("to_be_drained", retiring))
 		l.start(ctx, lease, hold)
+	}
+	return nil
+}
+
+// bury removes the rows of dead replicas that own nothing any more. One that was merely cut off makes
+// its row anew.
+func (l *Leases) bury(db context.Context, dead []string) error {
+	if len(dead) == 0 {
+		return nil
+	}
+	_, err := l.pool.Exec(db, `delete from `+l.table("replicas")+` r where id = any ($1) and not exists (select from `+l.table("sessions")+` s where s.owner = r.id)`, dead)
+	if err != nil {
+		return fmt.Errorf("remove dead replicas: %w", err)
 	}
 	return nil
 }

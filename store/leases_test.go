@@ -471,24 +471,22 @@ func TestSubscriptionsAddUp(t *testing.T) {
 // TestShares checks the arithmetic of fair shares for every small state.
 func TestShares(t *testing.T) {
 	t.Parallel()
-	for sessions := 1; sessions <= 5; sessions++ {
+	for sessions := 0; sessions <= 5; sessions++ {
 		for replicas := 1; replicas <= 4; replicas++ {
 			counts := map[string]int{}
 			for i := range replicas {
 				counts[string(rune('a'+i))] = 0
 			}
 			counts["a"] = sessions // the worst state: one holds everything
-			of := func(id string) *Leases { return &Leases{cfg: LeaseConfig{Owner: id, Sessions: sessions}} }
 			free, moves := 0, 0
 			for moved := true; moved; moves++ {
 				moved = false
 				for id := range counts {
-					l := of(id)
-					if n := min(free, l.entitled(counts)-counts[id]); n > 0 {
+					if n := min(free, entitled(id, sessions, counts)-counts[id]); n > 0 {
 						counts[id] += n
 						free -= n
 						moved = true
-					} else if free == 0 && l.surplus(counts) {
+					} else if free == 0 && surplus(id, sessions, counts) {
 						counts[id]--
 						free++
 						moved = true
