@@ -12,6 +12,7 @@ type Report struct {
 	Status   Status           `json:"status"`
 	Reasons  []string         `json:"reasons"` // why Status is not ok, most important first
 	Broker   []Session        `json:"broker"`  // the sessions this process owns; empty on a hot standby
+	Share    Share            `json:"share"`
 	Database Database         `json:"database"`
 	Routes   map[string]Route `json:"routes"`
 	Process  Process          `json:"process"`
@@ -49,6 +50,15 @@ type Session struct {
 	ReceiveMaximum        uint16         `json:"receive_maximum"` // BRIDGE_MQTT_RECEIVE_MAXIMUM: what the broker may send before it waits for acknowledgements
 	Granted               Granted        `json:"granted"`
 	Subscriptions         []Subscription `json:"subscriptions"`
+}
+
+// Share is how the sessions are shared out among the replicas, as this process last saw it.
+type Share struct {
+	Name     string `json:"name"`
+	InUse    int    `json:"in_use"`   // sessions that are shared out
+	Replicas int    `json:"replicas"` // live ones, this one included
+	Retiring []int  `json:"retiring"` // sessions that are being drained: beyond BRIDGE_MQTT_SESSIONS, or taken out of use
+	Drained  []int  `json:"drained"`  // sessions out of use until bridge sessions drain --undo
 }
 
 // Granted is what the broker granted in its CONNACK.

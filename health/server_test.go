@@ -204,12 +204,13 @@ func TestHealthDocument(t *testing.T) {
 		got  []string
 		want string
 	}{
-		{"document", names(doc), "broker database process reasons routes status"},
+		{"document", names(doc), "broker database process reasons routes share status"},
 		{"session", names(session), "client_id connected_since granted in_flight keep_alive_effective_s last_pingreq last_pingresp " +
 			"last_reason last_reason_code last_received oldest_unacknowledged_s paused ping_outstanding receive_maximum reconnects rtt_ms " +
 			"session_present state subscriptions url"},
 		{"granted", names(session["granted"]), "broker_receive_maximum maximum_qos retain_available session_expiry_s " +
 			"shared_subscription_available subscription_identifiers_available wildcard_subscription_available"},
+		{"share", names(doc["share"]), "drained in_use name replicas retiring"},
 		{"database", names(doc["database"]), "last_commit last_error migration_version ping_ms pool prepared state"},
 		{"pool", names(doc["database"].(map[string]any)["pool"]), "idle in_use max total"},
 		{"route", names(doc["routes"].(map[string]any)["telemetry"]), "dead_lettered duplicate failing in_flight received skipped warning written"},

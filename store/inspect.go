@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -165,7 +167,9 @@ const (
 	SessionHeld     SessionState = "held"     // a live process holds it
 	SessionFree     SessionState = "free"     // nobody does; the next process that looks takes it
 	SessionOrphaned SessionState = "orphaned" // its process is dead and somebody will take it
-	SessionRetired  SessionState = "retired"  // drained and ended at the broker, because it is not needed any more
+	SessionRetired  SessionState = "retired"  // drained and ended at the broker, because it is beyond BRIDGE_MQTT_SESSIONS
+	SessionDraining SessionState = "draining" // taken out of use by RequestDrain, and not drained yet
+	SessionDrained  SessionState = "drained"  // taken out of use by RequestDrain, drained and ended at the broker
 )
 
 // SessionRecord is one session as the database has it, for people to look at.
@@ -179,23 +183,26 @@ type SessionRecord struct {
 	Host       string         // of the owner; empty: unknown
 	AcquiredAt *time.Time     // when the owner took it
 	Heartbeat  *time.Duration // age of the owner's last, by the clock of the database; nil: no such replica
+
+	// AcquiredToDrain says of a session that is draining that its owner has taken it for that.
+	AcquiredToDrain bool
 }
 
-// ListSessions reads the sessions of all shares.
-func ListSessions(ctx context.Context, conn *pgx.Conn, schema string) ([]SessionRecord, error) {
+// ListSessions reads the sessions of all shares, with a connection or in a transaction.
+func ListSessions(ctx context.Context, conn querier, schema string) ([]SessionRecord, error) {
 	table := func(name string) string { return pgx.Identifier{schema, name}.Sanitize() }
 	rows, err := conn.Query(ctx, `
 		select s.share_name, s.index, s.client_id, s.epoch, coalesce(s.owner, ''), coalesce(r.host, ''),
 		       case when s.owner is not null then s.acquired_at end, (extract(epoch from now() - r.heartbeat_at) * 1e6)::int8,
-		       s.retired_at is not null
+		       s.retired_at is not null, s.drain_requested_at is not null, coalesce(s.acquired_at > s.drain_requested_at, false)
 		from `+table("sessions")+` s left join `+table("replicas")+` r on r.id = s.owner order by s.share_name, s.index`)
 	if err != nil {
 		return nil, fmt.Errorf("list sessions: %w", unprepared(schema, err))
 	}
 	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (s SessionRecord, err error) {
 		var age *int64 // microseconds
-		var retired bool
-		if err := row.Scan(&s.ShareName, &s.Index, &s.ClientID, &s.Epoch, &s.Owner, &s.Host, &s.AcquiredAt, &age, &retired); err != nil {
+		var retired, drain bool
+		if err := row.Scan(&s.ShareName, &s.Index, &s.ClientID, &s.Epoch, &s.Owner, &s.Host, &s.AcquiredAt, &age, &retired, &drain, &s.AcquiredToDrain); err != nil {
 			return s, err
 		}
 		if age != nil {
@@ -203,6 +210,10 @@ func ListSessions(ctx context.Context, conn *pgx.Conn, schema string) ([]Session
 			s.Heartbeat = &d
 		}
 		switch {
+		case drain && retired:
+			s.State = SessionDrained
+		case drain:
+			s.State = SessionDraining
 		case retired:
 			s.State = SessionRetired
 		case s.Heartbeat != nil && *s.Heartbeat < defaultTTL:
@@ -220,13 +231,125 @@ func ListSessions(ctx context.Context, conn *pgx.Conn, schema string) ([]Session
 	return all, nil
 }
 
+// The reasons not to take a session out of use.
+var (
+	// ErrLastSession: messages would pile up nowhere and be lost.
+	ErrLastSession = errors.New("it is the last session in use: nobody would receive messages any more")
+	// ErrNoReplica: sessions are drained by the process that holds them.
+	ErrNoReplica = errors.New("no bridge of this share is running: start one, for it is the bridge that drains")
+)
+
+// RequestDrain takes a session out of use: the replicas drain it, end it at the broker, and leave it
+// alone until [UndoDrain]. It returns the session as it was before; one that is draining or drained
+// already is no error. The last session in use is only taken out of it by force.
+func RequestDrain(ctx context.Context, conn *pgx.Conn, schema, share string, index int, force bool) (SessionRecord, error) {
+	return changeSession(ctx, conn, schema, share, index, "drain_requested_at = now()", func(tx pgx.Tx, s *SessionRecord, inUse int) (bool, error) {
+		switch s.State {
+		case SessionDraining, SessionDrained:
+			return false, nil
+		case SessionRetired:
+			return false, errors.New("it is beyond BRIDGE_MQTT_SESSIONS, and was drained because of that")
+		}
+		if inUse == 1 && !force {
+			return false, ErrLastSession
+		}
+		var alive bool
+		err := tx.QueryRow(ctx, "select count(*) > 0 from "+pgx.Identifier{schema, "replicas"}.Sanitize()+" where share_name = $1 and heartbeat_at > now() - $2 * interval '1 second'",
+			share, defaultTTL.Seconds()).Scan(&alive)
+		if err == nil && !alive {
+			err = ErrNoReplica
+		}
+		return true, err
+	})
+}
+
+// UndoDrain puts a session back into use, whether or not it is drained yet. It returns the session as it
+// was before; one that is in use is no error.
+func UndoDrain(ctx context.Context, conn *pgx.Conn, schema, share string, index int) (SessionRecord, error) {
+	return changeSession(ctx, conn, schema, share, index, "drain_requested_at = null", func(_ pgx.Tx, s *SessionRecord, _ int) (bool, error) {
+		if s.State == SessionRetired {
+			return false, errors.New("it is beyond BRIDGE_MQTT_SESSIONS: a greater number brings it back")
+		}
+		return s.State == SessionDraining || s.State == SessionDrained, nil
+	})
+}
+
+// changeSession changes the row of a session if allow says so, which also gets to know how many
+// sessions of the share are in use.
+func changeSession(ctx context.Context, conn *pgx.Conn, schema, share string, index int, set string, allow func(tx pgx.Tx, s *SessionRecord, inUse int) (bool, error)) (SessionRecord, error) {
+	var found SessionRecord
+	table := pgx.Identifier{schema, "sessions"}.Sanitize()
+	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		// One change at a time, or two could take the last two sessions out of use. Batches and leases go on.
+		if _, err := tx.Exec(ctx, "lock table "+table+" in share update exclusive mode"); err != nil {
+			return unprepared(schema, err)
+		}
+		all, err := ListSessions(ctx, tx, schema)
+		if err != nil {
+			return err
+		}
+		s, inUse, err := pick(all, share, index)
+		if err != nil {
+			return err
+		}
+		found = *s
+		change, err := allow(tx, s, inUse)
+		if err != nil || !change {
+			return err
+		}
+		_, err = tx.Exec(ctx, "update "+table+" set "+set+" where share_name = $1 and index = $2", share, index)
+		return err
+	})
+	if err != nil {
+		return found, fmt.Errorf("session %d of share %s: %w", index, share, err)
+	}
+	return found, nil
+}
+
+// pick finds a session of a share, and counts those of the share that are in use.
+func pick(all []SessionRecord, share string, index int) (found *SessionRecord, inUse int, err error) {
+	var own []string
+	others := map[string]bool{}
+	for i := range all {
+		s := &all[i]
+		if s.ShareName != share {
+			others[s.ShareName] = true
+			continue
+		}
+		own = append(own, strconv.Itoa(s.Index))
+		if s.Index == index {
+			found = s
+		}
+		switch s.State {
+		case SessionRetired, SessionDraining, SessionDrained:
+		default:
+			inUse++
+		}
+	}
+	switch {
+	case found != nil:
+		return found, inUse, nil
+	case len(own) > 0:
+		return nil, 0, errors.New("no such session: the share has " + strings.Join(own, ", "))
+	case len(others) > 0:
+		return nil, 0, errors.New("no such share in this database, which has " + strings.Join(slices.Sorted(maps.Keys(others)), ", ") + "; BRIDGE_MQTT_SHARE_NAME says which one is meant")
+	}
+	return nil, 0, errors.New("no sessions: no bridge has run with this schema yet")
+}
+
 func letterTable(schema string) string { return pgx.Identifier{schema, "dead_letters"}.Sanitize() }
 
 // unprepared says what to do where the bridge's own tables are missing.
 func unprepared(schema string, err error) error {
 	pgErr := (*pgconn.PgError)(nil)
-	if errors.As(err, &pgErr) && (pgErr.Code == "42P01" || pgErr.Code == "3F000") {
+	if !errors.As(err, &pgErr) {
+		return err
+	}
+	switch pgErr.Code {
+	case "42P01", "3F000": // no such table, no such schema
 		return fmt.Errorf("schema %s is not prepared, run bridge migrate: %w", schema, err)
+	case "42703": // no such column
+		return fmt.Errorf("schema %s is of an older version, run bridge migrate: %w", schema, err)
 	}
 	return err
 }

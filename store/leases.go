@@ -108,7 +108,7 @@ type Leases struct {
 	steadySince   time.Time // start of the present row of heartbeats without a gap
 	lastHeartbeat time.Time
 	pulses        map[string]pulse // of all replicas of the share, and of owners that are none
-	reported      string // the error that the log knows of
+	reported      string           // the error that the log knows of
 	returned      chan *holding
 }
 

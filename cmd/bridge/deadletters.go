@@ -18,6 +18,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/mqttpg/bridge/store"
@@ -130,21 +131,12 @@ func listDeadLetters(ctx context.Context, args []string, std streams) error {
 		return usageError{"deadletters list: --limit: expected 0 or more"}
 	}
 	filter.Waiting = !*all
-	cfg, err := loadConfig()
-	if err != nil {
-		return err
-	}
-	conn, err := cfg.connect(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
 
 	w := tabwriter.NewWriter(std.out, 0, 8, 2, ' ', 0)
 	lines := json.NewEncoder(std.out)
 	lines.SetEscapeHTML(false)
 	n := 0
-	err = store.ListDeadLetters(ctx, conn, cfg.Schema.value, filter, *limit, func(l *store.DeadLetter) error {
+	each := func(l *store.DeadLetter) error {
 		if n++; *asJSON {
 			return lines.Encode(letterLineOf(l))
 		}
@@ -158,6 +150,9 @@ func listDeadLetters(ctx context.Context, args []string, std streams) error {
 		}
 		_, err := fmt.Fprintln(w, strings.Join(letterCells(l, *all), "\t"))
 		return err
+	}
+	err := withDatabase(ctx, func(cfg *config, conn *pgx.Conn) error {
+		return store.ListDeadLetters(ctx, conn, cfg.Schema.value, filter, *limit, each)
 	})
 	if err != nil {
 		return err
@@ -239,26 +234,19 @@ func showDeadLetter(ctx context.Context, args []string, std streams) error {
 	if err != nil {
 		return usageError{fmt.Sprintf("deadletters show: %v; got %q", err, word)}
 	}
-	cfg, err := loadConfig()
-	if err != nil {
-		return err
-	}
-	conn, err := cfg.connect(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
-	l, err := store.ReadDeadLetter(ctx, conn, cfg.Schema.value, id)
-	if err != nil {
-		return fmt.Errorf("dead letter %s: %w", id, err)
-	}
-	if *payload {
-		if _, err := std.out.Write(l.Message.Payload); err != nil {
-			return fmt.Errorf("write the payload: %w", err)
+	return withDatabase(ctx, func(cfg *config, conn *pgx.Conn) error {
+		l, err := store.ReadDeadLetter(ctx, conn, cfg.Schema.value, id)
+		if err != nil {
+			return fmt.Errorf("dead letter %s: %w", id, err)
 		}
-		return nil
-	}
-	return printDeadLetter(std.out, l)
+		if *payload {
+			if _, err := std.out.Write(l.Message.Payload); err != nil {
+				return fmt.Errorf("write the payload: %w", err)
+			}
+			return nil
+		}
+		return printDeadLetter(std.out, l)
+	})
 }
 
 func printDeadLetter(out io.Writer, l *store.DeadLetter) error {
@@ -408,27 +396,20 @@ func purgeDeadLetters(ctx context.Context, args []string, std streams) error {
 	if filter == (store.LetterFilter{}) {
 		return usageError{"deadletters purge: expected --replayed, --before, --id or --route: which ones?"}
 	}
-	cfg, err := loadConfig()
-	if err != nil {
-		return err
-	}
-	conn, err := cfg.connect(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
-	if *yes {
-		n, err := store.PurgeDeadLetters(ctx, conn, cfg.Schema.value, filter)
+	return withDatabase(ctx, func(cfg *config, conn *pgx.Conn) error {
+		if *yes {
+			n, err := store.PurgeDeadLetters(ctx, conn, cfg.Schema.value, filter)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(std.out, "deleted: %s\n", letterCount(n))
+			return nil
+		}
+		n, waiting, err := store.CountDeadLetters(ctx, conn, cfg.Schema.value, filter)
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(std.out, "deleted: %s\n", letterCount(n))
+		fmt.Fprintf(std.out, "would delete: %s, of which %d were never replayed; --yes deletes them\n", letterCount(n), waiting)
 		return nil
-	}
-	n, waiting, err := store.CountDeadLetters(ctx, conn, cfg.Schema.value, filter)
-	if err != nil {
-		return err
-	}
-	fmt.Fprintf(std.out, "would delete: %s, of which %d were never replayed; --yes deletes them\n", letterCount(n), waiting)
-	return nil
+	})
 }

@@ -229,7 +229,7 @@ func TestDatabaseCommandsFail(t *testing.T) {
 	url := database(t)
 	for _, command := range []string{
 		"deadletters list", "deadletters show " + letterID(1), "deadletters replay", "deadletters replay --id " + letterID(1),
-		"deadletters purge --replayed", "deadletters purge --replayed --yes", "sessions list",
+		"deadletters purge --replayed", "deadletters purge --replayed --yes", "sessions list", "sessions drain 0", "sessions drain --undo 0",
 	} {
 		for _, c := range []struct {
 			url, want string

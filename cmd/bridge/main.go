@@ -62,6 +62,7 @@ func commands() []command {
 		{"deadletters", "replay [--route R] [--id ID] [--since T]", "writes those that wait through the routes as they are configured now; may be repeated at will", deadLettersCommand},
 		{"deadletters", "purge [--replayed] [--before T] [--id ID] [--route R] [--yes]", "says how many it would delete, and deletes them with --yes", deadLettersCommand},
 		{"sessions", "list [--json]", "lists the leased sessions: who holds them and since when", sessionsCommand},
+		{"sessions", "drain INDEX [--timeout D] [--force] [--undo]", "retires a session without loss: the running bridges empty it and end it at the broker; --undo puts it back into use", sessionsCommand},
 		{"probe", "[--url U]", "asks a running bridge whether it is ready, for container health checks", probeCommand},
 		{"version", "", "prints version, commit and Go version", versionCommand},
 		{"help", "[env [--markdown]]", "prints the commands, or every environment variable", helpCommand},

@@ -15,6 +15,44 @@ func migrateCommand(ctx context.Context, args []string, std streams) error {
 	if err != nil {
 		return err
 	}
+	return withDatabase(ctx, func(cfg *config, conn *pgx.Conn) error {
+		if word == "status" {
+			return listMigrations(ctx, conn, cfg.Schema.value, std)
+		}
+		applied := 0
+		err := migrations.Apply(ctx, conn, cfg.Schema.value, func(m migrations.Migration) {
+			applied++
+			fmt.Fprintf(std.out, "applying %d %s\n", m.Version, m.Name)
+		})
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(std.out, "schema %s: %d applied, up to date\n", cfg.Schema.value, applied)
+		return nil
+	})
+}
+
+func listMigrations(ctx context.Context, conn *pgx.Conn, schema string, std streams) error {
+	all, err := migrations.List(ctx, conn, schema)
+	if err != nil {
+		return err
+	}
+	w := tabwriter.NewWriter(std.out, 0, 8, 2, ' ', 0)
+	for _, m := range all {
+		fmt.Fprintf(w, "%d\t%s\t%s\n", m.Version, migrationState(m), m.Name)
+	}
+	return w.Flush()
+}
+
+func migrationState(m migrations.Migration) string {
+	if m.Applied {
+		return "applied"
+	}
+	return "pending"
+}
+
+// withDatabase reads the configuration and calls do with a connection, which it closes.
+func withDatabase(ctx context.Context, do func(cfg *config, conn *pgx.Conn) error) error {
 	cfg, err := loadConfig()
 	if err != nil {
 		return err
@@ -24,34 +62,7 @@ func migrateCommand(ctx context.Context, args []string, std streams) error {
 		return err
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
-	if word == "status" {
-		all, err := migrations.List(ctx, conn, cfg.Schema.value)
-		if err != nil {
-			return err
-		}
-		w := tabwriter.NewWriter(std.out, 0, 8, 2, ' ', 0)
-		for _, m := range all {
-			fmt.Fprintf(w, "%d\t%s\t%s\n", m.Version, migrationState(m), m.Name)
-		}
-		return w.Flush()
-	}
-	applied := 0
-	err = migrations.Apply(ctx, conn, cfg.Schema.value, func(m migrations.Migration) {
-		applied++
-		fmt.Fprintf(std.out, "applying %d %s\n", m.Version, m.Name)
-	})
-	if err != nil {
-		return err
-	}
-	fmt.Fprintf(std.out, "schema %s: %d applied, up to date\n", cfg.Schema.value, applied)
-	return nil
-}
-
-func migrationState(m migrations.Migration) string {
-	if m.Applied {
-		return "applied"
-	}
-	return "pending"
+	return do(cfg, conn)
 }
 
 // connect opens one connection as the pool would.

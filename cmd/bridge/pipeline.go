@@ -42,11 +42,16 @@ func (s *service) newPipeline(lease *store.Lease, log *zap.Logger) (*pipeline, e
 	mqtt.BeginIncarnation = func(ctx context.Context, incarnation uint64) error {
 		return p.writer.BeginIncarnation(ctx, incarnation)
 	}
+	subscribed, wanted := lease.Subscriptions, mqtt.Subscriptions()
 	if lease.Retiring {
+		// What is wanted of others is unsubscribed in any case: a session that nobody has noted
+		// anything about may have it.
+		subscribed, wanted = slices.Concat(subscribed, wanted), nil
+		slices.Sort(subscribed)
+		subscribed = slices.Compact(subscribed)
 		mqtt.Filters, mqtt.StatusTopic = nil, ""
 	}
-	wanted := mqtt.Subscriptions()
-	mqtt.Stale = slices.DeleteFunc(slices.Clone(lease.Subscriptions), func(filter string) bool { return slices.Contains(wanted, filter) })
+	mqtt.Stale = slices.DeleteFunc(slices.Clone(subscribed), func(filter string) bool { return slices.Contains(wanted, filter) })
 	mqtt.Unsubscribed = func(ctx context.Context) error {
 		if !lease.Retiring && len(mqtt.Stale) > 0 {
 			if err := s.leases.Subscribed(ctx, lease); err != nil {

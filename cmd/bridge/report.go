@@ -58,8 +58,12 @@ func (s *service) report() health.Report {
 		state = health.Starting
 	}
 	r := health.Report{
-		Broker:  []health.Session{},
-		Routes:  map[string]health.Route{},
+		Broker: []health.Session{},
+		Routes: map[string]health.Route{},
+		Share: health.Share{
+			Name: s.cfg.MQTT.ShareName.value, InUse: leases.InUse, Replicas: leases.Replicas,
+			Retiring: append([]int{}, leases.Retiring...), Drained: append([]int{}, leases.Drained...),
+		},
 		Process: health.Process{State: state},
 	}
 	r.Process.Memory.InFlightBytes, r.Process.Memory.InFlightBytesLimit = s.budget.Used(), s.budget.Limit()
