@@ -471,7 +471,7 @@ func TestSubscriptionsAddUp(t *testing.T) {
 // TestShares checks the arithmetic of fair shares for every small state.
 func TestShares(t *testing.T) {
 	t.Parallel()
-	for sessions := 0; sessions <= 5; sessions++ {
+	for sessions := range 6 {
 		for replicas := 1; replicas <= 4; replicas++ {
 			counts := map[string]int{}
 			for i := range replicas {
