@@ -14,8 +14,8 @@ GOLANGCI  := $(CACHE)/bin/golangci-lint-$(GOLANGCI_VERSION)
 COVER_DIR := $(CACHE)/cover
 
 # The scenarios need a broker and a database; everything else is a unit test.
-SCENARIOS := ./integration ./integration/provider ./integration/deploy
-UNITS     = $(shell go list ./... | grep -vE '/integration(/provider|/image|/deploy)?$$')
+SCENARIOS := ./integration ./integration/provider ./integration/deploy ./integration/faults
+UNITS     = $(shell go list ./... | grep -vE '/integration(/provider|/image|/deploy|/faults)?$$')
 
 # The scenarios that a build machine runs a second time, on processes instead of containers.
 CORE ?= ^Test(MainJob|Poison|BrokerRestartMidStream|DatabaseRestartMidStream|BridgeKilledMidStream|EqualReadingsThroughKills|TwoBridgesShare|FewerSessions|FiltersChange|GracefulStop)$$
@@ -24,7 +24,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test setup vet lint test-unit test-integration test-image cover build image fmt clean
+.PHONY: help demo test setup vet lint test-unit test-integration test-image faults cover build image fmt clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +65,10 @@ test-image: ## build the container image and look into it (where a Docker engine
 	else \
 	  echo 'no Docker engine answers: the image is not tested'; \
 	fi
+
+faults: ## the fault matrix, its table into docs/faults.md (FAULTS_MINUTES=30, FAULTS_SEED to play a run again)
+	FAULTS_MINUTES=$${FAULTS_MINUTES:-30} FAULTS_DOC=$(CURDIR)/docs/faults.md \
+	  go test -count=1 -timeout 0 -v -run '^TestFaults$$' ./integration/faults
 
 cover: ## hold the coverage of the last test runs against what is asked
 	bash integration/setup/coverage.sh $(COVER_DIR)

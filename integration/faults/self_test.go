@@ -1,0 +1,69 @@
+//go:build unix
+
+package faults
+
+import (
+	"context"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/mqttpg/bridge/integration/provider"
+)
+
+// TestMatrixCanFail spoils the database behind the bridge's back: without its ledger redeliveries
+// become second rows, and a row that somebody deletes is missing. A matrix that does not see it
+// would prove nothing.
+func TestMatrixCanFail(t *testing.T) {
+	spoilt := &scenario{
+		name: "spoilt",
+		trouble: func(s *stage) {
+			for s.loading() {
+				s.loseAnswerOfCommit()
+				s.kill(s.bridges[0])
+				s.dbLink.mend()
+				s.expire()
+				s.execute("delete from bridge.deliveries")
+				s.revive(s.bridges[0])
+			}
+		},
+		after: func(s *stage) {
+			s.drain(0)
+			s.execute("delete from several where n = 0 and v = 1", "delete from bridge.dead_letters where payload = '{\"poison\":0'")
+		},
+		patience: 1,
+	}
+	r := play(t, spoilt, 1, false, 2)
+	if r.extra == 0 {
+		t.Errorf("no row too many although the ledger was deleted: %s", r.account)
+	}
+	if r.keyedExtra != 0 {
+		t.Errorf("%d rows too many in tables with a key, which need no ledger: %s", r.keyedExtra, r.account)
+	}
+	if r.missing != 2 {
+		t.Errorf("%d missing, of which a row and a dead letter were deleted: %s", r.missing, r.account)
+	}
+}
+
+// TestCompare gives every kind a wrong number of rows.
+func TestCompare(t *testing.T) {
+	l := &load{kinds: []*kind{
+		{name: "good", route: map[string]string{}, rows: 1, count: "select * from (values (0, 1), (1, 1)) as v", sent: 3, acked: []bool{true, true, false}},
+		{name: "perhaps", route: map[string]string{}, rows: 1, count: "select * from (values (0, 1)) as v", sent: 1, acked: []bool{false}},
+		{name: "missing", route: map[string]string{}, rows: 1, count: "select * from (values (1, 1)) as v", sent: 2, acked: []bool{true, true}},
+		{name: "twice", route: map[string]string{}, rows: 1, count: "select * from (values (0, 2)) as v", sent: 1, acked: []bool{true}, keyed: true},
+		{name: "half", route: map[string]string{}, rows: 3, count: "select * from (values (0, 2)) as v", sent: 1, acked: []bool{false}},
+		{name: "foreign", route: map[string]string{}, rows: 1, count: "select * from (values (7, 1)) as v"},
+		{name: "twins", route: map[string]string{}, rows: 1, count: "select null::int, 5", sent: 3, acked: []bool{true, true, true}},
+	}}
+	db, err := pgx.Connect(t.Context(), provider.SharedDatabase(t).AdminURL())
+	must(t, err)
+	defer func() { _ = db.Close(context.WithoutCancel(t.Context())) }()
+	a := l.compare(t, db)
+	if a.published != 11 || a.acknowledged != 8 || a.rows != 14 || a.missing != 2 || a.extra != 4 || a.keyedExtra != 1 {
+		t.Errorf("got %s, keyed %d", a, a.keyedExtra)
+	}
+	if rows, want := l.arrived(t, db); rows != 14 || want != 8 {
+		t.Errorf("arrived %d of %d", rows, want)
+	}
+}
