@@ -61,6 +61,7 @@ func Compile(configs []RouteConfig) (*Routes, error) {
 	for _, f := range cover {
 		routes.filters = append(routes.filters, f.text)
 	}
+	routes.copies = copiesOf(routes.filters)
 	routes.warnings = warnings(routes.routes, cover)
 	return &routes, nil
 }

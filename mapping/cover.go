@@ -56,9 +56,9 @@ func warnings(routes []*Route, cover []covering) (list []string) {
 		for j := range cover[:i] {
 			a, b := &cover[j], &cover[i]
 			if intersect(a.levels, b.levels) {
-				warn("The filters %s (%s) and %s (%s) overlap, and neither holds all of the other: for a topic that both match, "+
-					"the broker may deliver each message twice. Rows with a key or an event time are still written once, others twice.",
-					a.text, routeNames(a.routes), b.text, routeNames(b.routes))
+				warn("The filters %s (%s) and %s (%s) overlap, and neither holds all of the other: for a topic that both match, such as %s, "+
+					"the broker delivers each message twice, and one copy is passed over. The broker must offer Subscription Identifiers.",
+					a.text, routeNames(a.routes), b.text, routeNames(b.routes), common(a.levels, b.levels))
 			}
 		}
 	}

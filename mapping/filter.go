@@ -145,4 +145,25 @@ func intersect(a, b []string) bool {
 	}
 }
 
+// common is a topic that both a and b match, which must intersect.
+func common(a, b []string) string {
+	var topic []string
+	for i := range max(len(a), len(b)) {
+		level := "#" // where a filter has ended, # is all that can be
+		for _, f := range [2][]string{a, b} {
+			if i < len(f) && f[i] != "#" && isWild(level) {
+				level = f[i]
+			}
+		}
+		switch level {
+		case "#":
+			return strings.Join(topic, "/")
+		case "+":
+			level = "x"
+		}
+		topic = append(topic, level)
+	}
+	return strings.Join(topic, "/")
+}
+
 func isWild(level string) bool { return level == "#" || level == "+" }

@@ -45,12 +45,24 @@ var scratches = sync.Pool{New: func() any { return new(scratch) }}
 // Map says what becomes of m: it appends one outcome for every route that wants its topic, in the
 // order of the configuration, and nothing if none does. It is safe for concurrent use and keeps
 // nothing of m.
-func (r *Routes) Map(m *Message, out []Outcome) []Outcome {
+func (r *Routes) Map(m *Message, out []Outcome) []Outcome { return r.MapCopy(m, nil, out) }
+
+// MapCopy is Map for a copy of a message that the broker sent for the subscriptions with the
+// identifiers given, see [Subscription]. Where filters overlap in part, all copies of a message but one
+// are passed over, with SkipOverlap for every route that wants the topic. Retained messages are not: they
+// come when a subscription is new, and the other one's copy may have come long before.
+func (r *Routes) MapCopy(m *Message, subscriptionIDs []uint32, out []Outcome) []Outcome {
 	s := scratches.Get().(*scratch)
 	s.levels = splitLevels(m.Topic, s.levels[:0])
 	s.found = r.trie.find(s.levels, s.found[:0])
 	s.message = m
 	s.checked = false
+	if !m.Retain && r.copies.repeats(s.levels, subscriptionIDs) {
+		for _, found := range s.found {
+			out = append(out, Outcome{Route: r.routes[found.route], Skip: SkipOverlap})
+		}
+		s.found = s.found[:0]
+	}
 	for _, found := range s.found {
 		s.begin(r.routes[found.route], found.filter)
 		out = append(out, s.outcome())

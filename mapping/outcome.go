@@ -29,6 +29,7 @@ const (
 	SkipEmpty    SkipReason = "empty"    // no payload: a cleared retained message (ON_EMPTY=skip)
 	SkipRetained SkipReason = "retained" // sent because of the subscription, not of an event (RETAINED=skip)
 	SkipNoRows   SkipReason = "no_rows"  // EACH selected an empty array
+	SkipOverlap  SkipReason = "overlap"  // the copy of a second subscription that matches: the first one's is written
 )
 
 // Rejection says why a message cannot become rows of a route.

@@ -102,6 +102,7 @@ type Routes struct {
 	routes   []*Route
 	trie     trie
 	filters  []string
+	copies   copies // empty unless filters overlap
 	warnings []string
 }
 
