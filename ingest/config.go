@@ -30,7 +30,9 @@ type Config struct {
 
 	// ShareName makes every subscription $share/<ShareName>/<filter>; empty = plain subscriptions.
 	ShareName string
-	Filters   []string // topic filters that do not cover one another; none only while Stale is set
+	// Filters are topic filters that do not cover one another; none only while Stale is set. Those that
+	// overlap in part are subscribed to with identifiers, see [mapping.Subscription].
+	Filters []string
 
 	// Stale are subscriptions of an earlier configuration, as [Config.Subscriptions] writes them. The
 	// broker keeps them with its session, and would go on sending what nobody asks for any more, or send

@@ -12,6 +12,7 @@ const (
 	codeSessionTakenOver   = 0x8E
 	codePacketTooLarge     = 0x95
 	codeSharedNotSupported = 0x9E
+	codeSubIDsNotSupported = 0xA1
 	codeWildcardNotSupport = 0xA2
 	codeUnspecifiedError   = 0x80
 )

@@ -16,6 +16,7 @@ import (
 	"github.com/eclipse/paho.golang/packets"
 	"github.com/eclipse/paho.golang/paho"
 	"github.com/eclipse/paho.golang/paho/session/state"
+	"github.com/mqttpg/bridge/mapping"
 	"go.uber.org/zap"
 )
 
@@ -31,6 +32,7 @@ type Session struct {
 	cfg         Config
 	clientID    string
 	log         *zap.Logger
+	wanted      []mapping.Subscription // what is subscribed to, in this order
 	files       *tlsFiles
 	credentials map[*url.URL]*url.Userinfo // by the URL handed to autopaho, which must not know them
 	urls        []*url.URL                 // without user information: autopaho puts URLs into errors
@@ -74,6 +76,7 @@ func New(cfg Config, clientID string) (*Session, error) {
 		cfg:         cfg,
 		clientID:    clientID,
 		log:         log,
+		wanted:      mapping.Subscriptions(cfg.Filters),
 		files:       &tlsFiles{caFile: cfg.CAFile, certFile: cfg.CertFile, keyFile: cfg.KeyFile, serverName: cfg.ServerName, log: log},
 		credentials: map[*url.URL]*url.Userinfo{},
 		closing:     make(chan struct{}),

@@ -60,4 +60,6 @@ type Subscription struct {
 	ReasonCode byte   // of SUBACK: the granted QoS, or 0x80 and above; meaningless while Text says "not answered yet"
 	OK         bool   // granted at the QoS asked for
 	Text       string // what is wrong; empty when OK
+
+	Identifier uint32 // Subscription Identifier of the last SUBSCRIBE; 0: none
 }

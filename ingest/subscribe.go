@@ -32,9 +32,9 @@ const notAnswered = "not answered yet"
 
 // unanswered lists all subscriptions as not granted yet.
 func (s *Session) unanswered() []Subscription {
-	subs := make([]Subscription, len(s.cfg.Filters))
-	for i, filter := range s.cfg.Filters {
-		subs[i] = Subscription{Filter: s.cfg.subscription(filter), Text: notAnswered}
+	subs := make([]Subscription, len(s.wanted))
+	for i := range s.wanted {
+		subs[i] = Subscription{Filter: s.cfg.subscription(s.wanted[i].Filter), Text: notAnswered}
 	}
 	return subs
 }
@@ -115,7 +115,10 @@ func (s *Session) tidy(c *conn, manager *autopaho.ConnectionManager) bool {
 		return true
 	}
 	if c.present {
-		for chunk := range slices.Chunk(s.cfg.Stale, maxSubscribeFilters) {
+		// Last come, first gone: a filter may rely on those before it, see [mapping.Subscription].
+		stale := slices.Sorted(slices.Values(s.cfg.Stale))
+		slices.Reverse(stale)
+		for chunk := range slices.Chunk(stale, maxSubscribeFilters) {
 			// The reason codes say "no subscription existed" at worst, or that the broker would not (0x83,
 			// 0x87), which no repetition changes; paho makes an error of those.
 			if _, err := manager.Unsubscribe(c.ctx, &paho.Unsubscribe{Topics: chunk}); err != nil {
@@ -163,10 +166,15 @@ func (s *Session) subscribeOnce(c *conn, manager *autopaho.ConnectionManager) (o
 	}
 	for i := range subs {
 		sub := &subs[i]
-		if sub.OK {
+		id := s.identifier(i, subs, granted)
+		if sub.OK && sub.Identifier == id {
 			continue
 		}
+		sub.OK = false
 		need := 2 + len(sub.Filter) + 1
+		if id != 0 {
+			need += identifierSize
+		}
 		if code := impossible(sub.Filter, granted); code != 0 {
 			sub.ReasonCode, sub.Text = code, "the broker says in CONNACK: "+describeCode(code, "")
 			continue
@@ -175,11 +183,19 @@ func (s *Session) subscribeOnce(c *conn, manager *autopaho.ConnectionManager) (o
 			sub.ReasonCode, sub.Text = codePacketTooLarge, fmt.Sprintf("the filter does not fit into the %d bytes of a packet that the broker takes", n)
 			continue
 		}
-		if len(chunk) == maxSubscribeFilters || len(chunk) > 0 && size+need > budget {
+		if len(s.wanted[i].After) > 0 && !granted.SubscriptionIDs {
+			sub.ReasonCode, sub.Text = codeSubIDsNotSupported, s.overlapText(i)
+			continue
+		}
+		retry = true
+		if id != 0 || len(chunk) == maxSubscribeFilters || len(chunk) > 0 && size+need > budget {
 			send()
 		}
+		sub.Identifier = id
 		chunk, size = append(chunk, i), size+need
-		retry = true
+		if id != 0 { // the identifier is that of the whole packet, and the next filter may wait for this one
+			send()
+		}
 	}
 	send()
 
@@ -206,6 +222,31 @@ func (s *Session) subscribeOnce(c *conn, manager *autopaho.ConnectionManager) (o
 	return open, retry
 }
 
+// identifier is the Subscription Identifier to ask for now.
+func (s *Session) identifier(i int, subs []Subscription, granted Granted) uint32 {
+	if !granted.SubscriptionIDs {
+		return 0
+	}
+	wanted := &s.wanted[i]
+	if slices.ContainsFunc(wanted.After, func(j int) bool { return !subs[j].OK }) {
+		return wanted.Alone
+	}
+	return wanted.Identifier
+}
+
+// overlapText explains why a filter is not subscribed to without an identifier.
+func (s *Session) overlapText(i int) string {
+	var others []string
+	for _, j := range s.wanted[i].After {
+		others = append(others, s.wanted[j].Filter)
+	}
+	return fmt.Sprintf("the broker offers no Subscription Identifiers, and the filter overlaps %s, so that messages which both match would be written twice: "+
+		"use one filter that matches what both do, or a second bridge with another share name for one of them", strings.Join(others, " and "))
+}
+
+// identifierSize is the greatest size of the property that carries a Subscription Identifier.
+const identifierSize = 5
+
 // subscribeOverhead is what a SUBSCRIBE has besides its filters: fixed header, packet identifier,
 // no properties.
 const subscribeOverhead = 5 + 2 + 1
@@ -226,6 +267,9 @@ func impossible(filter string, granted Granted) byte {
 // answers.
 func (s *Session) subscribeChunk(c *conn, manager *autopaho.ConnectionManager, subs []Subscription, chunk []int) {
 	request := &paho.Subscribe{}
+	if id := int(subs[chunk[0]].Identifier); id != 0 {
+		request.Properties = &paho.SubscribeProperties{SubscriptionIdentifier: &id}
+	}
 	for _, i := range chunk {
 		request.Subscriptions = append(request.Subscriptions, s.options(subs[i].Filter))
 	}

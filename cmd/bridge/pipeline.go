@@ -72,7 +72,7 @@ func (s *service) newPipeline(lease *store.Lease, log *zap.Logger) (*pipeline, e
 // deliver maps a message and hands it to the writer. It never waits: keepalive is behind it.
 func (p *pipeline) deliver(_ context.Context, d *ingest.Delivery) {
 	p.received.Add(1)
-	outcomes := p.routes.Map(&d.Message, nil)
+	outcomes := p.routes.MapCopy(&d.Message, d.SubscriptionIDs, nil)
 	// The rows wait in memory as well, and EACH can make many of a small message.
 	rows := 0
 	for i := range outcomes {
