@@ -185,7 +185,7 @@ func TestWarnings(t *testing.T) {
 		configs []RouteConfig
 		want    string // in the only warning; none if empty
 	}{
-		{"filters that overlap in part", []RouteConfig{{Name: "one", Topic: "a/+/x"}, {Name: "two", Topic: "a/b/#"}}, "The filters a/+/x (route one) and a/b/# (route two) overlap, and neither holds all of the other"},
+		{"filters that overlap in part", []RouteConfig{{Name: "one", Topic: "a/+/x"}, {Name: "two", Topic: "a/b/#"}}, "The filters a/+/x (route one) and a/b/# (route two) overlap, and neither holds all of the other: for a topic that both match, such as a/b/x,"},
 		{"one filter within the other", []RouteConfig{{Name: "one", Topic: "a/#"}, {Name: "two", Topic: "a/b/x"}}, ""},
 		{"an overlap within a cover", []RouteConfig{{Name: "one", Topic: "a/+/x"}, {Name: "two", Topic: "a/b/#"}, {Name: "all", Topic: "#"}}, ""},
 		{"an overlap of several routes", []RouteConfig{{Name: "one", Topic: "a/+/x"}, {Name: "two", Topic: "a/b/#"}, {Name: "three", Topic: "a/c/x"}}, "(routes one, three)"},

@@ -145,7 +145,7 @@ func intersect(a, b []string) bool {
 	}
 }
 
-// common is a topic that both a and b match, which must intersect.
+// common is a topic that both a and b match, which must intersect and neither cover the other.
 func common(a, b []string) string {
 	var topic []string
 	for i := range max(len(a), len(b)) {

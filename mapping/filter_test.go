@@ -154,6 +154,11 @@ func TestFilterRelations(t *testing.T) {
 			if got := intersect(filters[i].levels, filters[j].levels); got != some {
 				t.Errorf("%q and %q overlap: %t", texts[i], texts[j], got)
 			}
+			if a, b := filters[i].levels, filters[j].levels; some && !covers(a, b) && !covers(b, a) {
+				if topic := common(a, b); topic == "" || !naive(texts[i], topic) || !naive(texts[j], topic) {
+					t.Errorf("%q and %q have the topic %q in common", texts[i], texts[j], topic)
+				}
+			}
 		}
 	}
 }
