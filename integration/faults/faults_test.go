@@ -18,7 +18,7 @@ import (
 )
 
 // scenarios are the rows of the matrix, in the order of the table.
-var scenarios = slices.Concat(bridgeScenarios, brokerScenarios)
+var scenarios = slices.Concat(bridgeScenarios, brokerScenarios, databaseScenarios)
 
 var table matrix
 
@@ -105,6 +105,9 @@ func judge(t *testing.T, sc *scenario, r result) {
 	}
 	if r.extra > 0 && !sc.forgive.extra {
 		t.Errorf("%d rows are too many: %s", r.extra, r.account)
+	}
+	if sc.calm && r.reconnects > 0 {
+		t.Errorf("%d reconnects to a broker that had no part in the trouble", r.reconnects)
 	}
 	if r.keyedExtra > 0 {
 		t.Errorf("%d rows too many in tables with a key: %s", r.keyedExtra, r.account)

@@ -33,6 +33,7 @@ type scenario struct {
 	limit    int                 // messages in all; 0: as many as fit into the time
 	pad      int                 // bytes of padding in every JSON payload
 	gap      bool                // the longest gap of any session is of interest
+	calm     bool                // no connection to the broker may end
 	patience time.Duration       // how long nothing may change before rows count as missing; 0 is 20 s
 	prepare  func(s *stage)      // before the first bridge starts
 	trouble  func(s *stage)      // while the load runs; the load ends after it
