@@ -17,8 +17,9 @@ type batch struct {
 	settled tallies      // without rows: skipped, or known to the ledger
 	record  record       // for the ledger
 
-	// probed is the parked route that an attempt has tried again.
-	probed *mapping.Route
+	// searched says that an attempt has tried all routes, and knows which fail: the next ones try these
+	// first, and the others when none holds the batch up any more.
+	searched bool
 
 	// presumed is the outcome of the last attempt that failed: what counts if it was committed after all.
 	presumed *outcome

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,9 +16,9 @@ import (
 	"go.uber.org/zap"
 )
 
-// probeLockTimeout is how long a parked table is waited for when it is tried again: every batch of the
-// other routes waits with it.
-const probeLockTimeout = time.Second
+// routePause is the longest pause between attempts that a route holds up: its table may be well again
+// at any time, and others wait.
+const routePause = time.Second
 
 // outcome is what an attempt made of a batch, true once it is committed.
 type outcome struct {
@@ -29,7 +30,6 @@ type outcome struct {
 type attemptError struct {
 	verdict verdict
 	route   *mapping.Route // for verdictRoute
-	insert  bool           // the insert itself failed, not the look at the table before it
 	err     error
 }
 
@@ -61,16 +61,16 @@ func (w *Writer) commit(ctx context.Context, b *batch) (*outcome, error) {
 		}
 		w.noteError(err)
 		w.metrics.retried(errorClass(err))
-		if failed.verdict == verdictRoute {
-			if parked := w.tables.failed(failed.route, failed.err, failed.insert); parked {
-				continue // the next attempt makes dead letters of the route's messages: no reason to wait
-			}
-		} else if readOnly(err) {
+		if readOnly(err) {
 			w.pool.Reset() // all its connections lead to the old primary
 		}
+		wait := pause
+		if failed.verdict == verdictRoute {
+			wait = min(pause, routePause, w.tables.untilParked(failed.route))
+		}
 		w.log.Warn("batch not committed, trying again", zap.Error(err), zap.String("class", errorClass(err)),
-			zap.Int("messages", len(b.entries)), zap.Duration("pause", pause))
-		if err := pauseFor(ctx, pause); err != nil {
+			zap.Int("messages", len(b.entries)), zap.Duration("pause", wait))
+		if err := pauseFor(ctx, wait); err != nil {
 			return nil, err
 		}
 		pause = min(2*pause, w.cfg.retryMax)
@@ -82,34 +82,34 @@ func (w *Writer) attempt(ctx context.Context, b *batch) (*outcome, error) {
 	ctx, progress, cancel := w.bounded(ctx)
 	defer cancel()
 
+	began := time.Now()
 	o := &outcome{tallies: tallies{}, letters: append([]deadLetter(nil), b.letters...)}
 	var live []*insertion
-	lockTimeout := w.cfg.lockTimeout
+	var broken error // of a route that holds the batch up
+	careful := false // something fails: the others must not wait for it within one transaction
 	for i := range b.groups {
 		g := &b.groups[i]
-		// A probe may cost the time of a lock, and the other routes pay for it: one in a batch.
-		probing := w.tables.probing(g.route)
-		p, parked, err := w.tables.prepare(ctx, g.route, b.probed == nil || b.probed == g.route)
-		if probing && (p != nil || err != nil) {
-			b.probed = g.route
-		}
-		if err != nil {
-			v := classify(err)
-			if v != verdictRoute {
-				v = verdictRetry
-			}
-			return nil, &attemptError{verdict: v, route: g.route, err: err}
-		}
-		if p == nil {
+		failing := w.tables.failing(g.route)
+		p, parked, err := w.tables.prepare(ctx, g.route)
+		switch {
+		case err != nil && classify(err) != verdictRoute:
+			return nil, &attemptError{verdict: verdictRetry, route: g.route, err: err}
+		case err != nil:
+			careful = true
+			broken = cmp.Or(broken, error(&attemptError{verdict: verdictRoute, route: g.route, err: err}))
+		case p == nil:
 			o.letters = append(o.letters, b.refuse(g, g.units, ReasonTableUnusable, parked)...)
-			continue
+		default:
+			careful = careful || failing
+			in := w.insertion(g.route)
+			in.prepare(p, g.units)
+			in.failing = failing
+			live = append(live, in)
 		}
-		if probing {
-			lockTimeout = min(lockTimeout, probeLockTimeout) // the others have waited long enough for this table
-		}
-		in := w.insertion(g.route)
-		in.prepare(p, g.units)
-		live = append(live, in)
+		progress()
+	}
+	if broken != nil && len(live) == 0 {
+		return nil, broken
 	}
 
 	conn, err := w.pool.Acquire(ctx)
@@ -131,24 +131,62 @@ func (w *Writer) attempt(ctx context.Context, b *batch) (*outcome, error) {
 		}
 		progress()
 	}
-	err = w.insertAll(ctx, conn.Conn().PgConn(), w.guard(lockTimeout), b, live, o)
-	if failed := (*attemptError)(nil); errors.As(err, &failed) && failed.verdict == verdictData {
+	wait := w.cfg.lineLock
+	if !careful {
+		err = w.insertAll(ctx, conn.Conn().PgConn(), w.guard(wait), b, live, o)
+	}
+	failed := (*attemptError)(nil)
+	if careful || errors.As(err, &failed) && (failed.verdict == verdictData || failed.verdict == verdictRoute) {
 		progress()
-		err = w.isolate(ctx, progress, conn.Conn().PgConn(), w.guard(lockTimeout), b, live, o)
+		if failed != nil && waited(err) {
+			w.tables.failed(failed.route, failed.err, true, began) // its time counts
+		}
+		if careful || failed.verdict == verdictRoute {
+			wait = w.cfg.shortLock
+		}
+		is := &isolation{writer: w, conn: conn.Conn().PgConn(), progress: progress, batch: b, outcome: o, began: began, broken: broken}
+		err = is.run(ctx, w.guard(wait), live)
 	}
 	if err != nil {
 		refused := (*pgconn.PgError)(nil)
-		if len(b.record.packetIDs) > 0 && (b.presumed == nil || !errors.As(err, &refused)) {
+		ofRoute := errors.As(err, &failed) && failed.verdict == verdictRoute // no commit was sent
+		if len(b.record.packetIDs) > 0 && !ofRoute && (b.presumed == nil || !errors.As(err, &refused)) {
 			b.presumed = presume(b, live, o)
 		}
 		// Whatever state the connection is in, the next attempt begins on a fresh one.
 		_ = conn.Conn().Close(ctx)
 		return nil, err
 	}
-	for _, in := range live {
-		w.tables.succeeded(in.plan.route)
-	}
+	w.note(b, live, o)
+	progress()
+	w.recount(ctx, conn.Conn(), b, live, o)
 	return o, nil
+}
+
+// note tells the tables what became of the routes that were written.
+func (w *Writer) note(b *batch, live []*insertion, o *outcome) {
+	for _, in := range live {
+		route := in.plan.route
+		parked, why, refused := false, "", 0
+		for i := range o.letters {
+			if l := &o.letters[i]; l.route == route.Name {
+				switch l.reason {
+				case ReasonTableUnusable:
+					parked = true
+				case ReasonDatabase:
+					refused, why = refused+1, l.detail
+				}
+			}
+		}
+		if parked {
+			continue
+		}
+		if refused < len(b.groupOf(in).units) {
+			why = ""
+		}
+		w.tables.succeeded(route)
+		w.tables.refused(route, why)
+	}
 }
 
 // presume is the outcome of an attempt, should it turn out to have been committed although its answer
@@ -162,7 +200,7 @@ func presume(b *batch, live []*insertion, o *outcome) *outcome {
 			t.rows += uint64(len(u.rows))
 		}
 		for i := range o.letters {
-			if l := &o.letters[i]; l.reason == ReasonDatabase && l.route == in.plan.route.Name {
+			if l := &o.letters[i]; (l.reason == ReasonDatabase || l.reason == ReasonTableUnusable) && l.route == in.plan.route.Name {
 				t.written--
 			}
 		}
@@ -248,7 +286,7 @@ func (w *Writer) insertAll(ctx context.Context, conn *pgconn.PgConn, guard *stat
 // judged wraps an error of a statement with what it means. Only the statement of a route can be the
 // fault of its data or its table; at the commit only data can.
 func judged(err error, in *insertion, atCommit bool) *attemptError {
-	e := &attemptError{verdict: classify(err), insert: true, err: err}
+	e := &attemptError{verdict: classify(err), err: err}
 	if in != nil {
 		e.route = in.plan.route
 		if !atCommit {
@@ -268,9 +306,12 @@ func judged(err error, in *insertion, atCommit bool) *attemptError {
 }
 
 func (w *Writer) count(o *outcome, in *insertion, messages int) {
-	rows, written := in.result()
+	rows, written, vanished := in.result()
 	t := o.tallies.of(in.plan.route.Name)
 	t.rows += rows
 	t.written += written
-	t.duplicate += uint64(messages) - written
+	t.duplicate += uint64(messages) - written - vanished
+	if vanished > 0 {
+		t.skipped[SkipRefusedByTable] += vanished
+	}
 }

@@ -6,7 +6,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// Config is what writers and tables are told. A field that is zero takes its default.
+// Config is what writers and tables are told. A field that is zero takes its default, but for Linger
+// and ParkAfter.
 type Config struct {
 	// Schema holds the bridge's own tables. Default bridge.
 	Schema string
@@ -18,17 +19,20 @@ type Config struct {
 	// Linger is how long the first message of an idle writer waits for company. Zero commits at once.
 	Linger time.Duration
 	// ParkAfter is how long the line is held up for a route whose table cannot be written before
-	// its messages become dead letters. Default 30 s.
+	// its messages become dead letters, which are replayed when it can. All routes of a session wait
+	// along, once per break. Zero parks at once.
 	ParkAfter time.Duration
 	// Log; nil: none.
 	Log *zap.Logger
 
 	// The rest is fixed; tests shorten it.
 	attemptTimeout time.Duration // one round trip to the database; a black-holed one must not hang the loop
-	lockTimeout    time.Duration // a lock that somebody else holds; beyond it the attempt ends with 55P03
+	lockTimeout    time.Duration // a lock that somebody else holds, for a replay that somebody asked for: nobody waits along
+	lineLock       time.Duration // the same where the line waits along, or writers of the table; beyond it the attempt ends with 55P03
+	shortLock      time.Duration // the same for a table that is known to be failing: N of them take N times this
 	retryMin       time.Duration // first pause after an attempt that may be repeated
 	retryMax       time.Duration // greatest pause
-	probeEvery     time.Duration // how often a parked route is tried again
+	mendEvery      time.Duration // how often a parked route is tried again
 }
 
 func (c Config) withDefaults() Config {
@@ -49,11 +53,13 @@ func (c Config) withDefaults() Config {
 	if c.Log == nil {
 		c.Log = zap.NewNop()
 	}
-	set(&c.ParkAfter, 30*time.Second)
+	c.ParkAfter = max(c.ParkAfter, 0)
 	set(&c.attemptTimeout, 60*time.Second)
 	set(&c.lockTimeout, 10*time.Second)
+	set(&c.lineLock, time.Second)
+	set(&c.shortLock, 200*time.Millisecond)
 	set(&c.retryMin, 100*time.Millisecond)
 	set(&c.retryMax, 10*time.Second)
-	set(&c.probeEvery, 10*time.Second)
+	set(&c.mendEvery, 5*time.Second)
 	return c
 }

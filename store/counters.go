@@ -146,7 +146,7 @@ var (
 	descWritten  = prometheus.NewDesc("bridge_messages_written_total", "Messages of which at least one row was inserted.", []string{"route"}, nil)
 	descDup      = prometheus.NewDesc("bridge_messages_duplicate_total", "Messages whose outcome was committed already: redeliveries, and those whose rows were all there.", []string{"route"}, nil)
 	descDead     = prometheus.NewDesc("bridge_messages_dead_lettered_total", "Messages kept in the table of dead letters.", []string{"route", "reason"}, nil)
-	descSkipped  = prometheus.NewDesc("bridge_messages_skipped_total", "Messages passed over; abandoned: left unacknowledged at a hard stop, for the broker to deliver again.", []string{"route", "reason"}, nil)
+	descSkipped  = prometheus.NewDesc("bridge_messages_skipped_total", "Messages passed over; abandoned: left unacknowledged at a hard stop, for the broker to deliver again; refused_by_table: a trigger or rule of the table kept nothing of them.", []string{"route", "reason"}, nil)
 	descInFlight = prometheus.NewDesc("bridge_messages_in_flight", "Messages received and not committed yet.", []string{"route"}, nil)
 )
 

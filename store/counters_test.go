@@ -30,7 +30,7 @@ func TestCountersCollect(t *testing.T) {
 # TYPE bridge_messages_in_flight gauge
 bridge_messages_in_flight{route="none"} 0
 bridge_messages_in_flight{route="r"} 1
-# HELP bridge_messages_skipped_total Messages passed over; abandoned: left unacknowledged at a hard stop, for the broker to deliver again.
+# HELP bridge_messages_skipped_total Messages passed over; abandoned: left unacknowledged at a hard stop, for the broker to deliver again; refused_by_table: a trigger or rule of the table kept nothing of them.
 # TYPE bridge_messages_skipped_total counter
 bridge_messages_skipped_total{reason="abandoned",route="none"} 1
 bridge_messages_skipped_total{reason="abandoned",route="r"} 1

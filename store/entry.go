@@ -25,7 +25,7 @@ type Entry struct {
 
 // Reasons for dead letters that the database gives; the others are in package mapping.
 const (
-	ReasonDatabase      mapping.Reason = "database"       // the database refused the values (SQLSTATE 22, 23, 54)
+	ReasonDatabase      mapping.Reason = "database"       // the database refused the values (SQLSTATE 22, 23, 54), or the row alone
 	ReasonTableUnusable mapping.Reason = "table_unusable" // the route's table is missing, forbidden, locked or of another shape
 )
 
@@ -34,6 +34,10 @@ const (
 // those of QoS 1 and 2 again, here or to the next owner, and they are counted again then. Without
 // this reason they would stay in flight for ever.
 const SkipAbandoned mapping.SkipReason = "abandoned"
+
+// SkipRefusedByTable counts messages whose rows the table let vanish without an error: a trigger of the
+// operator's returned null, or a rule did something else instead. They are acknowledged.
+const SkipRefusedByTable mapping.SkipReason = "refused_by_table"
 
 // noRoute is the route label of messages that no route matches.
 const noRoute = "none"

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -80,6 +79,7 @@ func TestParking(t *testing.T) {
 				t.Fatal(err)
 			}
 			execute(t, pool, test.spoil)
+			l.maintain()
 			wait := l.run(t.Context())
 			l.send("devices/a/telemetry", reading(1, 1))
 			l.send("healthy/a", reading(1, 1))
@@ -95,14 +95,11 @@ func TestParking(t *testing.T) {
 				t.Errorf("detail %q, want %q", detail, test.reason)
 			}
 			execute(t, pool, test.mend)
-			eventually(t, "the mended route flows", func() bool {
-				l.send("devices/a/telemetry", reading(2, 1))
-				time.Sleep(20 * time.Millisecond)
-				return l.counts("telemetry").Written > 0
+			eventually(t, "the mended route is found", func() bool { return len(l.tables.Failing()) == 0 })
+			l.send("devices/a/telemetry", reading(2, 1))
+			eventually(t, "it flows, and what was parked is in its table", func() bool {
+				return l.counts("telemetry").Written == 1 && value[int](t, pool, `select count(*)::int from telemetry`) == 2
 			})
-			if f := l.tables.Failing(); len(f) != 0 {
-				t.Errorf("still failing: %v", f)
-			}
 			if err := l.drain(); err != nil {
 				t.Error(err)
 			}
@@ -137,29 +134,15 @@ func TestLockedTableIsParked(t *testing.T) {
 	if n := l.counts("telemetry").DeadLettered[ReasonTableUnusable]; n != 1 {
 		t.Errorf("%d messages of the locked route dead-lettered, want 1", n)
 	}
+	l.maintain()
 	if err := tx.Rollback(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	patient := impatient(t)
-	patient.lockTimeout = 7 * time.Second
-	execute(t, pool, `create table seen (lock text); create function note() returns trigger language plpgsql as $$ begin
-		insert into seen values (current_setting('lock_timeout')); return new; end $$;
-		create trigger note before insert on telemetry for each row execute function note()`)
-	l.renew(patient, nil)
-	eventually(t, "the next probe is due", func() bool {
-		l.tables.mu.Lock()
-		defer l.tables.mu.Unlock()
-		return time.Now().After(l.tables.state(l.routes.ByName("telemetry")).nextProbe)
-	})
+	eventually(t, "the unlocked route is found", func() bool { return len(l.tables.Failing()) == 0 })
+	l.renew(impatient(t), nil)
 	l.send("devices/a/telemetry", reading(2, 1))
 	l.flush()
 	l.want("telemetry", 2, 1, 0, 0)
-	l.renew(patient, nil)
-	l.send("devices/a/telemetry", reading(3, 1))
-	l.flush()
-	if got := list[string](t, pool, `select lock from seen`); !slices.Equal(got, []string{"1s", "7s"}) {
-		t.Errorf("locks were waited for %q, want a short time for the probe and the usual one afterwards", got)
-	}
 }
 
 // TestForeignRowIsWaitedFor: another transaction has inserted the same key and is not done. The table
@@ -168,7 +151,7 @@ func TestForeignRowIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	_, pool := newDatabase(t)
 	cfg := impatient(t)
-	cfg.ParkAfter, cfg.lockTimeout = time.Nanosecond, 50*time.Millisecond
+	cfg.ParkAfter, cfg.lineLock = 0, 50*time.Millisecond
 	l := newLine(t, pool, cfg, nil, telemetry)
 	l.send("devices/a/telemetry", reading(1, 1))
 	l.flush()
@@ -223,12 +206,8 @@ func TestPrivileges(t *testing.T) {
 		t.Errorf("%d dead letters of the forbidden route, want 1", n)
 	}
 	execute(t, pool, `grant insert, select on telemetry to `+role)
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan struct{})
-	go func() { l.tables.Maintain(ctx); close(ended) }()
+	l.maintain()
 	eventually(t, "maintenance finds the mended table", func() bool { return len(l.tables.Failing()) == 0 })
-	cancel()
-	<-ended
 	l.renew(impatient(t), nil)
 	l.send("devices/a/telemetry", reading(2, 1))
 	l.flush()

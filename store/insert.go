@@ -75,6 +75,18 @@ func newPlan(route *mapping.Route, unique bool) *plan {
 	return p
 }
 
+// nothing makes the insert of no row at all: where it is refused, so is every row.
+func (p *plan) nothing() *statement {
+	params := make([]string, len(p.oids))
+	for i := range params {
+		params[i] = "$" + strconv.Itoa(i+1)
+	}
+	return &statement{
+		sql:    p.head + "select " + strings.Join(params, ", ") + " where false" + p.conflict,
+		params: make([][]byte, len(p.oids)), oids: p.oids,
+	}
+}
+
 func quoteAll(names []string) string {
 	quoted := make([]string, len(names))
 	for i, name := range names {
@@ -125,6 +137,8 @@ type insertion struct {
 	units []unit
 	rows  []rowRef // in the order of their keys
 	parts []*part
+
+	failing bool // the last attempt did not succeed
 
 	// several says that a message has more than one row, so that the number of rows inserted does
 	// not tell how many messages were written: the database is asked which ones they are.
@@ -219,23 +233,37 @@ func (in *insertion) readKey(s *part, values [][]byte) error {
 	return nil
 }
 
-// result says how many rows were inserted, and for how many messages at least one.
-func (in *insertion) result() (rows, written uint64) {
+// result says how many rows were inserted, for how many messages at least one, and how many messages
+// vanished: the table took their rows without an error and kept none, and they cannot be there already,
+// for nothing is recognised there.
+func (in *insertion) result() (rows, written, vanished uint64) {
+	mayBeThere := in.plan.conflict != "" && in.plan.route.Keyed
+	messages := uint64(len(in.units))
 	if !in.several {
 		for _, s := range in.parts {
 			rows += uint64(s.affected)
 		}
-		return rows, rows
+		if !mayBeThere {
+			vanished = messages - rows
+		}
+		return rows, rows, vanished
 	}
 	wrote := make([]bool, len(in.units))
 	for _, s := range in.parts {
+		if in.plan.conflict == "" {
+			// Of a part of the rows it is not known which they are.
+			rows += uint64(s.affected)
+			for _, ref := range s.rows {
+				wrote[ref.unit] = wrote[ref.unit] || s.affected > 0
+			}
+			continue
+		}
 		for i, ref := range s.rows {
 			// Of equal keys the first was inserted, if any; they stand side by side.
-			if i > 0 && in.plan.conflict != "" && compareKeys(s.rows[i-1].row, ref.row) == 0 {
+			if i > 0 && compareKeys(s.rows[i-1].row, ref.row) == 0 {
 				continue
 			}
-			_, inserted := in.inserted[keyOf(ref.row)]
-			if inserted || s.complete || in.plan.conflict == "" {
+			if _, inserted := in.inserted[keyOf(ref.row)]; inserted || s.complete {
 				rows++
 				wrote[ref.unit] = true
 			}
@@ -246,7 +274,10 @@ func (in *insertion) result() (rows, written uint64) {
 			written++
 		}
 	}
-	return rows, written
+	if !mayBeThere {
+		vanished = messages - written
+	}
+	return rows, written, vanished
 }
 
 // arrayParams gathers each column of the rows into one array parameter. A field is already what an

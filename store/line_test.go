@@ -40,9 +40,11 @@ func impatient(t *testing.T) Config {
 		Log:            zaptest.NewLogger(t),
 		attemptTimeout: 20 * time.Second,
 		lockTimeout:    300 * time.Millisecond,
+		lineLock:       300 * time.Millisecond,
+		shortLock:      100 * time.Millisecond,
 		retryMin:       5 * time.Millisecond,
 		retryMax:       50 * time.Millisecond,
-		probeEvery:     200 * time.Millisecond,
+		mendEvery:      200 * time.Millisecond,
 	}
 }
 
@@ -115,6 +117,14 @@ func (l *line) run(ctx context.Context) (wait func() error) {
 			return nil
 		}
 	}
+}
+
+// maintain keeps the tables until the test ends, as the service does.
+func (l *line) maintain() {
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() { l.tables.Maintain(ctx); close(ended) }()
+	l.t.Cleanup(func() { cancel(); <-ended })
 }
 
 // flush runs the writer until everything is settled.

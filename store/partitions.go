@@ -116,7 +116,7 @@ func (t *Tables) makePartitions(ctx context.Context, want *mapping.Table, table 
 	if err != nil || len(missing) == 0 {
 		return err
 	}
-	return t.change(ctx, func(tx pgx.Tx) error {
+	return t.change(ctx, t.cfg.lineLock, func(tx pgx.Tx) error {
 		missing, existing, err := missingSpans(ctx, tx, want, table)
 		if err != nil {
 			return err
@@ -255,7 +255,7 @@ func (t *Tables) expire(ctx context.Context, table *catalogTable, retention time
 
 func (t *Tables) drop(ctx context.Context, p partition) error {
 	name := pgx.Identifier{p.schema, p.name}.Sanitize()
-	err := t.change(ctx, func(tx pgx.Tx) error {
+	err := t.change(ctx, t.cfg.lineLock, func(tx pgx.Tx) error {
 		// Another replica may have dropped it.
 		_, err := tx.Exec(ctx, "drop table if exists "+name)
 		return err

@@ -127,8 +127,8 @@ func TestRetention(t *testing.T) {
 	forgetter := mapping.RouteConfig{Name: "forgetter", Topic: "forgetter", Table: "kept", Format: "raw", Partition: "none"}
 	tables, execute := tablesOf(t, config, plain, keeper, forgetter)
 	// The configuration asks for partitions with retention; tables made by people may have none.
-	tables.routes[1].Table.Retention = 240 * time.Hour
-	tables.routes[3].Table.Retention = 24 * time.Hour
+	tables.routes.All()[1].Table.Retention = 240 * time.Hour
+	tables.routes.All()[3].Table.Retention = 24 * time.Hour
 	ensure(t, tables)
 	execute(`do $$ declare d date; begin
 		for d in select current_date - i from generate_series(5, 15) i loop

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -59,13 +60,18 @@ func (r *ReplayResult) StillWaiting() int {
 // With an error the result is what was committed before it.
 func ReplayDeadLetters(ctx context.Context, pool *pgxpool.Pool, cfg Config, routes *mapping.Routes, filter LetterFilter) (ReplayResult, error) {
 	filter.Waiting = true
-	r := &replay{
-		pool: pool, cfg: cfg.withDefaults(), routes: routes, tables: NewTables(pool, cfg, routes), filter: filter,
-		plans: map[*mapping.Route]*plan{}, insertions: map[*mapping.Route]*insertion{}, unusable: map[*mapping.Route]string{},
-	}
-	r.result.Waiting = map[WaitingLetters]int{}
+	cfg = cfg.withDefaults()
+	r := newReplay(NewTables(pool, cfg, routes), filter, cfg.lockTimeout, replayTries)
 	err := r.run(ctx)
 	return r.result, err
+}
+
+func newReplay(tables *Tables, filter LetterFilter, lockTimeout time.Duration, tries int) *replay {
+	return &replay{
+		pool: tables.pool, cfg: tables.cfg, routes: tables.routes, tables: tables, filter: filter, lockTimeout: lockTimeout, tries: tries,
+		plans: map[*mapping.Route]*plan{}, insertions: map[*mapping.Route]*insertion{}, unusable: map[*mapping.Route]string{},
+		result: ReplayResult{Waiting: map[WaitingLetters]int{}},
+	}
 }
 
 type replay struct {
@@ -75,6 +81,10 @@ type replay struct {
 	tables *Tables
 	filter LetterFilter
 	result ReplayResult
+
+	lockTimeout time.Duration
+	tries       int
+	unattended  bool // a transaction that finds its table unusable leaves no trace
 
 	plans      map[*mapping.Route]*plan
 	insertions map[*mapping.Route]*insertion
@@ -97,8 +107,9 @@ type replayed struct {
 	rows     int
 
 	// Why it keeps waiting; empty: it does not.
-	reason mapping.Reason
-	detail string
+	reason  mapping.Reason
+	detail  string
+	byTable bool // its table takes rows, but refused this one in words that speak of the table
 }
 
 func (l *replayed) refuse(reason mapping.Reason, detail string) {
@@ -114,7 +125,7 @@ func (r *replay) run(ctx context.Context) error {
 	// have died.
 	var passed []claim
 	for last := any(nil); ; {
-		page, err := r.page(ctx, began, last)
+		page, err := r.page(ctx, began, last, "id limit "+strconv.Itoa(replayPage))
 		if err != nil {
 			return err
 		}
@@ -132,9 +143,9 @@ func (r *replay) run(ctx context.Context) error {
 	return err
 }
 
-// page looks up letters behind the last one. Their ids begin with the time of receipt, so that this
+// page looks up some letters behind the last one. Their ids begin with the time of receipt, so that this
 // is the order of receipt, and the order in which every replay locks them.
-func (r *replay) page(ctx context.Context, began time.Time, last any) ([]claim, error) {
+func (r *replay) page(ctx context.Context, began time.Time, last any, order string) ([]claim, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.attemptTimeout)
 	defer cancel()
 	condition, params := r.filter.where()
@@ -146,7 +157,7 @@ func (r *replay) page(ctx context.Context, began time.Time, last any) ([]claim, 
 		sql += fmt.Sprintf(" and id > $%d", n+2)
 		params = append(params, pgtype.UUID{Bytes: last.([16]byte), Valid: true})
 	}
-	rows, err := r.pool.Query(ctx, fmt.Sprintf("%s order by id limit %d", sql, replayPage), params...)
+	rows, err := r.pool.Query(ctx, sql+" order by "+order, params...)
 	if err != nil {
 		return nil, fmt.Errorf("look for waiting dead letters: %w", unprepared(r.cfg.Schema, err))
 	}
@@ -175,6 +186,9 @@ func (r *replay) all(ctx context.Context, claims []claim, wait bool) (locked []c
 // there is hope.
 func (r *replay) some(ctx context.Context, claims []claim, wait bool) (n int, locked []claim, err error) {
 	for try, pause := 1, r.cfg.retryMin; ; {
+		if r.unattended {
+			clear(r.unusable) // what it knew may not be true any more
+		}
 		tx := &replayTransaction{replay: r}
 		err := tx.attempt(ctx, claims, wait)
 		if err == nil {
@@ -190,7 +204,7 @@ func (r *replay) some(ctx context.Context, claims []claim, wait bool) (n int, lo
 			}
 			continue
 		}
-		if try == replayTries {
+		if try >= r.tries {
 			return 0, nil, err
 		}
 		if readOnly(err) {
@@ -206,7 +220,7 @@ func (r *replay) some(ctx context.Context, claims []claim, wait bool) (n int, lo
 // prepare makes and looks at the tables of routes.
 func (r *replay) prepare(ctx context.Context, routes []*mapping.Route) error {
 	for _, route := range routes {
-		p, parked, err := r.tables.prepare(ctx, route, true)
+		p, parked, err := r.tables.prepare(ctx, route)
 		switch {
 		case err != nil && classify(err) != verdictRoute:
 			return err
@@ -289,11 +303,13 @@ type replayTransaction struct {
 	taken      int     // claims that it deals with
 	locked     []claim // of those: passed over
 	letters    []*replayed
-	tried      map[WaitingLetters]int // letters that another replay has tried since they were looked up
-	gone       int                    // letters that do not wait any more
-	offered    int                    // rows
-	written    int                    // rows
-	unprepared []*mapping.Route       // with an error: what must be looked at before the next attempt
+	tried      map[WaitingLetters]int  // letters that another replay has tried since they were looked up
+	gone       int                     // letters that do not wait any more
+	byRow      map[*mapping.Route]bool // its table takes rows: what it refuses is the fault of the row
+	cause      error                   // the last that spoke of a table
+	offered    int                     // rows
+	written    int                     // rows
+	unprepared []*mapping.Route        // with an error: what must be looked at before the next attempt
 }
 
 var errUnprepared = errors.New("a table has not been looked at yet")
@@ -311,7 +327,7 @@ func (tx *replayTransaction) attempt(ctx context.Context, claims []claim, wait b
 	}()
 	tx.conn = conn.Conn().PgConn()
 	// Deferred constraints must speak up while it is still known whose row they speak of.
-	_, err = tx.send(ctx, []*statement{{sql: "begin"}, guard(tx.cfg, nil, tx.cfg.lockTimeout), {sql: "set constraints all immediate"}})
+	_, err = tx.send(ctx, []*statement{{sql: "begin"}, guard(tx.cfg, nil, tx.lockTimeout), {sql: "set constraints all immediate"}})
 	if err != nil {
 		return fmt.Errorf("begin replay: %w", err)
 	}
@@ -333,10 +349,43 @@ func (tx *replayTransaction) attempt(ctx context.Context, claims []claim, wait b
 	if len(tx.unprepared) > 0 {
 		return errUnprepared // not now: it takes another connection, and the pool may have one alone
 	}
+	tx.byRow = map[*mapping.Route]bool{}
 	if err := tx.insert(ctx, live); err != nil {
 		return err
 	}
+	if tx.inVain() && tx.unattended {
+		return &unusableError{tx.cause}
+	}
 	return tx.close(ctx)
+}
+
+// unusableError is why a replay that nobody watches was taken back.
+type unusableError struct{ cause error }
+
+func (e *unusableError) Error() string { return e.cause.Error() }
+func (e *unusableError) Unwrap() error { return e.cause }
+
+// inVain says that no letter could be written, and that the fault is the table's. That is so as well
+// where the table takes rows, but none of these.
+func (tx *replayTransaction) inVain() bool {
+	written := map[string]bool{}
+	done, unusable := false, false
+	for _, l := range tx.letters {
+		if l.reason == "" {
+			done = true
+			written[l.route] = written[l.route] || l.rows > 0
+		}
+	}
+	for _, l := range tx.letters {
+		switch {
+		case l.byTable && !written[l.route]:
+			l.reason = ReasonTableUnusable
+		case l.byTable:
+			tx.tables.ofSomeRows(tx.routes.ByName(l.route), tx.cause)
+		}
+		unusable = unusable || l.reason == ReasonTableUnusable
+	}
+	return unusable && !done && tx.cause != nil
 }
 
 // send is one round trip.
@@ -450,12 +499,17 @@ func (tx *replayTransaction) insert(ctx context.Context, letters []*replayed) er
 	if _, err := tx.send(ctx, []*statement{{sql: "rollback to savepoint part"}, {sql: "release savepoint part"}}); err != nil {
 		return fmt.Errorf("roll back: %w", err)
 	}
-	switch {
-	case failed.verdict == verdictRoute:
-		tx.unusable[failed.route] = databaseDetail(failed.err)
-		return tx.insert(ctx, letters)
-	case len(letters) == 1:
+	if failed.verdict == verdictRoute {
+		tx.cause = failed
+		if waited(err) || !tx.byRow[failed.route] && !tx.takesRows(ctx, failed.route) {
+			tx.unusable[failed.route] = databaseDetail(failed.err)
+			return tx.insert(ctx, letters)
+		}
+		tx.byRow[failed.route] = true
+	}
+	if len(letters) == 1 {
 		letters[0].refuse(ReasonDatabase, databaseDetail(failed.err))
+		letters[0].byTable = failed.verdict == verdictRoute
 		return nil
 	}
 	middle := len(letters) / 2
@@ -463,6 +517,16 @@ func (tx *replayTransaction) insert(ctx context.Context, letters []*replayed) er
 		return err
 	}
 	return tx.insert(ctx, letters[middle:])
+}
+
+// takesRows says whether the fault is that of the rows: the table refuses nothing when there are none.
+func (tx *replayTransaction) takesRows(ctx context.Context, route *mapping.Route) bool {
+	_, err := tx.send(ctx, []*statement{{sql: "savepoint part"}, tx.plans[route].nothing(), {sql: "release savepoint part"}})
+	if err == nil {
+		return true
+	}
+	_, _ = tx.send(ctx, []*statement{{sql: "rollback to savepoint part"}, {sql: "release savepoint part"}}) // or the next statement fails
+	return false
 }
 
 // refuseUnusable refuses a letter with rows for a table that cannot be written, and says whether it did.
@@ -507,7 +571,7 @@ func (tx *replayTransaction) try(ctx context.Context, letters []*replayed) error
 		return judged(err, nil, false)
 	}
 	for _, in := range live {
-		rows, _ := in.result()
+		rows, _, _ := in.result()
 		tx.written += int(rows)
 		tx.offered += len(in.rows)
 	}

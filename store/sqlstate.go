@@ -79,6 +79,13 @@ func classify(err error) verdict {
 	return verdictRetry
 }
 
+// waited says that a statement was given up because it took too long, most likely for a lock: every
+// repetition takes as long again.
+func waited(err error) bool {
+	pgErr := (*pgconn.PgError)(nil)
+	return errors.As(err, &pgErr) && (pgErr.Code == "55P03" || pgErr.Code == "57014")
+}
+
 // errorClass is the closed set of labels for retries: the SQLSTATE class, or what came instead.
 func errorClass(err error) string {
 	pgErr := (*pgconn.PgError)(nil)

@@ -71,57 +71,6 @@ func TestSlowTrigger(t *testing.T) {
 	}
 }
 
-// TestManyLockedTables: several tables locked for good do not stop the one that is not.
-func TestManyLockedTables(t *testing.T) {
-	t.Parallel()
-	_, pool := newDatabase(t)
-	const locked = 5
-	configs := []mapping.RouteConfig{healthy}
-	for i := range locked {
-		name := fmt.Sprintf("locked%d", i)
-		configs = append(configs, mapping.RouteConfig{Name: name, Topic: name + "/{device_id}", Time: "$.ts"})
-	}
-	l := newLine(t, pool, impatient(t), nil, configs...)
-	if err := l.tables.Ensure(context.Background()); err != nil {
-		t.Fatal(err)
-	}
-	tx, err := pool.Begin(context.Background())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = tx.Rollback(context.Background()) }()
-	for i := range locked {
-		if _, err := tx.Exec(context.Background(), fmt.Sprintf("lock table locked%d", i)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	wait := l.run(context.Background())
-	const rounds = 10
-	for round := range rounds {
-		for i := range locked {
-			l.send(fmt.Sprintf("locked%d/a", i), fmt.Sprintf(`{"ts":%d}`, round+1))
-		}
-		l.send("healthy/a", fmt.Sprintf(`{"ts":%d}`, round+1))
-		eventually(t, "the healthy route flows", func() bool { return l.counts("healthy").Written == uint64(round+1) })
-	}
-	if err := tx.Rollback(context.Background()); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the tables are written again", func() bool {
-		for i := range locked {
-			l.send(fmt.Sprintf("locked%d/a", i), `{"ts":1000}`)
-		}
-		time.Sleep(50 * time.Millisecond)
-		return len(l.tables.Failing()) == 0
-	})
-	if err := l.drain(); err != nil {
-		t.Fatal(err)
-	}
-	if err := wait(); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // TestStatementsAreBounded: several huge messages of one batch do not make a statement that the protocol
 // cannot carry.
 func TestStatementsAreBounded(t *testing.T) {

@@ -21,13 +21,15 @@ const tableLock int64 = 0x6272_6467_7462_6c73 // "brdgtbls"
 
 // Tables makes, verifies and maintains the tables of the routes, and remembers which of them cannot
 // be written. All writers of a process share it. Safe for concurrent use.
+//
+// A route whose table cannot be written is failing: the line is held for it for Config.ParkAfter. Then
+// it is parked: the line leaves its table alone and makes dead letters of its messages, until [Tables.Maintain]
+// finds that the table can be written again. Tables is a [prometheus.Collector].
 type Tables struct {
 	pool   *pgxpool.Pool
 	cfg    Config
-	routes []*mapping.Route
+	routes *mapping.Routes
 	log    *zap.Logger
-
-	ensuring sync.Mutex // one route is looked at, at a time
 
 	mu     sync.Mutex
 	states map[*mapping.Route]*tableState
@@ -35,26 +37,47 @@ type Tables struct {
 
 // tableState is what is known of a route's table.
 type tableState struct {
+	looking sync.Mutex // one goroutine looks at the table, at a time
+
+	// The rest is under Tables.mu.
+
 	plan     *plan  // nil: has to be looked at before the next insert
 	place    string // the table with its schema; empty: not looked at yet
 	warnings []string
 
 	reason       string    // why the route fails; empty: it does not
 	failingSince time.Time // start of ParkAfter
-	nextProbe    time.Time // a parked route is left alone until then
 	byInsert     bool      // an insert failed, so that only an insert can prove the table good
-	probes       int       // tries since it is parked: each makes the next one rarer
+	parked       bool
+	mendedAt     time.Time // when it was parked last, until then; zero: never
+
+	refusals int    // batches in a row of which the database refused every message of the route
+	refusal  string // and why
+
+	rowCodes map[string]bool // SQLSTATEs of tables by which this one refused some rows and took others
+
+	vanishing bool      // rows that it took without an error were not in it
+	lookedAt  time.Time // for that
+
+	mendAt   time.Time     // the mender leaves the route alone until then
+	mendWait time.Duration // and has waited so long for that
+	replayed uint64        // dead letters
 }
+
+const (
+	// relapseWithin is for how long after a route was parked another failure parks it at once: all
+	// routes have waited for it once.
+	relapseWithin = time.Minute
+	// failingRefusals is how many batches in a row make a route failing of which the database refuses
+	// every message for its values. Nothing is held up for it; but somebody should look.
+	failingRefusals = 3
+)
 
 // NewTables returns the tables of routes.
 func NewTables(pool *pgxpool.Pool, cfg Config, routes *mapping.Routes) *Tables {
-	return newTables(pool, cfg, routes.All())
-}
-
-func newTables(pool *pgxpool.Pool, cfg Config, routes []*mapping.Route) *Tables {
 	cfg = cfg.withDefaults()
 	t := &Tables{pool: pool, cfg: cfg, routes: routes, log: cfg.Log.Named("tables"), states: map[*mapping.Route]*tableState{}}
-	for _, route := range routes {
+	for _, route := range routes.All() {
 		t.states[route] = &tableState{}
 	}
 	return t
@@ -69,8 +92,8 @@ func newTables(pool *pgxpool.Pool, cfg Config, routes []*mapping.Route) *Tables 
 // replicas may start together and a role without the privilege to create works on finished tables.
 func (t *Tables) Ensure(ctx context.Context) error {
 	var errs []error
-	for _, route := range t.routes {
-		err := t.ensureRoute(ctx, route)
+	for _, route := range t.routes.All() {
+		err := t.ensureRoute(ctx, route, true)
 		if err != nil && classify(err) != verdictRoute {
 			errs = append(errs, err)
 		}
@@ -78,14 +101,17 @@ func (t *Tables) Ensure(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// Failing returns the routes whose tables cannot be written now, and why.
+// Failing returns the routes whose tables cannot be written now, or refuse every message, and why.
 func (t *Tables) Failing() map[string]string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	failing := map[string]string{}
 	for route, s := range t.states {
-		if s.reason != "" {
+		switch {
+		case s.reason != "":
 			failing[route.Name] = s.reason
+		case s.refusals >= failingRefusals:
+			failing[route.Name] = fmt.Sprintf("the database refused every message of the last %d batches: %s", s.refusals, s.refusal)
 		}
 	}
 	return failing
@@ -114,90 +140,184 @@ func (t *Tables) state(route *mapping.Route) *tableState {
 	return s
 }
 
-// prepare returns how to insert a route's rows. A nil plan means that the route is parked, and why. A
-// parked route whose time has come is tried again only when mayProbe.
-func (t *Tables) prepare(ctx context.Context, route *mapping.Route, mayProbe bool) (_ *plan, parked string, err error) {
-	t.mu.Lock()
-	s := t.state(route)
-	p := s.plan
-	if s.reason != "" && t.parked(s) && (!mayProbe || time.Now().Before(s.nextProbe)) {
-		parked = s.reason
+// prepare returns how to insert a route's rows. A nil plan without an error means that the route is
+// parked, and why.
+func (t *Tables) prepare(ctx context.Context, route *mapping.Route) (_ *plan, parked string, err error) {
+	p, parked := t.known(route)
+	if p != nil || parked != "" {
+		return p, parked, nil
 	}
-	t.mu.Unlock()
+	err = t.ensureRoute(ctx, route, false)
+	p, parked = t.known(route)
 	if parked != "" {
 		return nil, parked, nil
 	}
-	if p != nil {
-		return p, "", nil
-	}
-	if err := t.ensureRoute(ctx, route); err != nil {
-		return nil, "", err
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.state(route).plan, "", nil
+	return p, "", err
 }
 
-// probing says that a route is parked: an insert that is made all the same is a probe.
-func (t *Tables) probing(route *mapping.Route) bool {
+// known returns what a route's rows are inserted with, nil when its table has to be looked at; or why it
+// is parked.
+func (t *Tables) known(route *mapping.Route) (_ *plan, parked string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s := t.state(route)
-	return s.reason != "" && t.parked(s)
+	if s.parked {
+		return nil, s.reason
+	}
+	return s.plan, ""
 }
 
-// parked says that a failing route has had its time. Called with mu held.
-func (t *Tables) parked(s *tableState) bool { return time.Since(s.failingSince) >= t.cfg.ParkAfter }
+// failing says that the last attempt to write a route's table did not succeed.
+func (t *Tables) failing(route *mapping.Route) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.state(route).reason != ""
+}
 
-// failed notes that a route's table could not be written or does not suit, and says whether the
-// route is parked thereby.
-func (t *Tables) failed(route *mapping.Route, err error, byInsert bool) (parked bool) {
+// failed notes that a route's table could not be written or does not suit in an attempt that began at
+// since, and says whether the route is parked. All routes that fail in one attempt have the same
+// delay, so that they are parked together.
+func (t *Tables) failed(route *mapping.Route, err error, byInsert bool, since time.Time) (parked bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.state(route)
+	if s.reason == "" {
+		s.failingSince = since
+		if time.Since(s.mendedAt) < relapseWithin {
+			s.failingSince = time.Time{}
+		}
+		t.log.Error("table of route cannot be written", zap.String("route", route.Name), zap.Error(err), zap.Duration("parked_after", t.cfg.ParkAfter))
+	}
+	s.byInsert = s.byInsert || byInsert
+	s.reason = err.Error()
+	s.rowCodes = nil
+	if pgErr := (*pgconn.PgError)(nil); !errors.As(err, &pgErr) || pgErr.Code != "55P03" {
+		s.plan = nil // look at the table again before the next insert; a locked one would only hold up the look
+	}
+	if !s.parked && time.Since(s.failingSince) >= t.cfg.ParkAfter {
+		t.park(route, s)
+	}
+	return s.parked
+}
+
+// untilParked is for how long a failing route goes on to hold the line.
+func (t *Tables) untilParked(route *mapping.Route) time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	const least = time.Millisecond
+	return max(least, t.cfg.ParkAfter-time.Since(t.state(route).failingSince))
+}
+
+// failedForRows notes that a table takes rows, but none of a batch's. Waiting mends no row: the route
+// is parked at once.
+func (t *Tables) failedForRows(route *mapping.Route, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s := t.state(route)
 	if s.reason == "" {
 		s.failingSince = time.Now()
-		t.log.Error("table of route cannot be written", zap.String("route", route.Name), zap.Error(err), zap.Duration("parked_after", t.cfg.ParkAfter))
+		t.log.Error("table of route refuses every row", zap.String("route", route.Name), zap.Error(err))
 	}
-	s.byInsert = s.byInsert || byInsert
-	s.reason = err.Error()
-	if pgErr := (*pgconn.PgError)(nil); !errors.As(err, &pgErr) || pgErr.Code != "55P03" {
-		s.plan = nil // look at the table again before the next insert; a locked one would only hold up the look
+	s.reason, s.byInsert, s.plan = err.Error(), true, nil
+	if !s.parked {
+		t.park(route, s)
 	}
-	if t.parked(s) {
-		s.probes = min(s.probes+1, 6)
+}
+
+// ofSomeRows notes that a table refused some rows in words that speak of the table, and took others.
+func (t *Tables) ofSomeRows(route *mapping.Route, err error) {
+	pgErr := (*pgconn.PgError)(nil)
+	if route == nil || !errors.As(err, &pgErr) {
+		return
 	}
-	s.nextProbe = time.Now().Add(t.cfg.probeEvery * time.Duration(max(1, s.probes)))
-	return t.parked(s)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.state(route)
+	if s.rowCodes == nil {
+		s.rowCodes = map[string]bool{}
+	}
+	s.rowCodes[pgErr.Code] = true
+}
+
+// isOfRows says that an error of that kind has been of some rows alone before.
+func (t *Tables) isOfRows(route *mapping.Route, err error) bool {
+	pgErr := (*pgconn.PgError)(nil)
+	if !errors.As(err, &pgErr) {
+		return false
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.state(route).rowCodes[pgErr.Code]
+}
+
+// park is called with mu held.
+func (t *Tables) park(route *mapping.Route, s *tableState) {
+	if time.Since(s.mendedAt) >= relapseWithin {
+		s.mendWait = 0
+	}
+	s.parked = true
+	t.mendRarer(s)
+	t.log.Warn("route is parked: its messages become dead letters until its table can be written", zap.String("route", route.Name))
 }
 
 // succeeded notes that rows of a route were committed.
 func (t *Tables) succeeded(route *mapping.Route) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if s := t.state(route); s.reason != "" {
-		t.log.Info("table of route can be written again", zap.String("route", route.Name), zap.Duration("failed_for", time.Since(s.failingSince)))
-		s.reason, s.byInsert, s.probes = "", false, 0
+	t.mended(route, t.state(route))
+}
+
+// mended is called with mu held.
+func (t *Tables) mended(route *mapping.Route, s *tableState) {
+	if s.reason == "" {
+		return
 	}
+	t.log.Info("table of route can be written again", zap.String("route", route.Name), zap.Duration("failed_for", time.Since(s.failingSince)))
+	if s.parked {
+		s.mendedAt = time.Now()
+	}
+	s.reason, s.byInsert, s.parked = "", false, false
+}
+
+// refused notes of a batch whether the database refused every message of a route; an empty why: it
+// did not.
+func (t *Tables) refused(route *mapping.Route, why string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.state(route)
+	if why == "" {
+		s.refusals = 0
+		return
+	}
+	s.refusals, s.refusal = s.refusals+1, why
 }
 
 // ensureRoute brings a route's table to what the route needs and notes how to insert into it. An
-// error with verdictRoute is noted as the route's.
-func (t *Tables) ensureRoute(ctx context.Context, route *mapping.Route) error {
-	t.ensuring.Lock()
-	defer t.ensuring.Unlock()
+// error with verdictRoute is noted as the route's. Unless beside the line, it does no more than must be
+// done for a route that fails.
+func (t *Tables) ensureRoute(ctx context.Context, route *mapping.Route, beside bool) error {
+	t.mu.Lock()
+	looking := &t.state(route).looking
+	t.mu.Unlock()
+	looking.Lock()
+	defer looking.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, t.cfg.attemptTimeout)
 	defer cancel()
-	table, warnings, err := t.ensureTable(ctx, route)
+	began := time.Now()
+	failing := t.failing(route)
+	wait := t.cfg.lineLock
+	if failing {
+		wait = t.cfg.shortLock
+	}
+	table, warnings, err := t.ensureTable(ctx, route, wait)
 	if err != nil {
 		err = fmt.Errorf("prepare table %s of route %s: %w", tableName(&route.Table), route.Name, err)
 		if classify(err) == verdictRoute {
-			t.failed(route, err, false)
+			t.failed(route, err, false, began)
 		}
 		return err
 	}
-	// Others wait for the look at a parked table. Maintain makes its partitions when it is well again.
-	if !t.probing(route) {
+	if beside || !failing {
 		if err := t.makePartitions(ctx, &route.Table, table); err != nil {
 			// The default partition takes the rows meanwhile, and Maintain tries again.
 			warnings = append(warnings, "partitions are not made: "+err.Error())
@@ -217,19 +337,20 @@ func (t *Tables) ensureRoute(ctx context.Context, route *mapping.Route) error {
 	}
 	s.plan, s.warnings = newPlan(route, table.unique(route.Table.KeyColumns)), warnings
 	if !s.byInsert {
-		s.reason = ""
+		t.mended(route, s)
 	}
 	return nil
 }
 
-// ensureTable returns the table as it is then, and what an operator should know about it.
-func (t *Tables) ensureTable(ctx context.Context, route *mapping.Route) (*catalogTable, []string, error) {
+// ensureTable returns the table as it is then, and what an operator should know about it. It waits for
+// the lock of a table at most for wait.
+func (t *Tables) ensureTable(ctx context.Context, route *mapping.Route, wait time.Duration) (*catalogTable, []string, error) {
 	want := &route.Table
 	r, table, err := look(ctx, t.pool, t.cfg.Schema, route)
 	if err != nil || !r.Create && len(r.Add) == 0 {
 		return table, r.Warnings, err
 	}
-	err = t.change(ctx, func(tx pgx.Tx) error {
+	err = t.change(ctx, wait, func(tx pgx.Tx) error {
 		// Another replica may have done it while we waited for the lock.
 		table, err := inspect(ctx, tx, want)
 		if err != nil {
@@ -254,16 +375,21 @@ func (t *Tables) ensureTable(ctx context.Context, route *mapping.Route) (*catalo
 	return table, r.Warnings, err
 }
 
-// change runs data definition in a transaction, one replica at a time. It waits for locks only
-// briefly: while it waits for an exclusive lock on a table, all writers of that table wait behind it.
-func (t *Tables) change(ctx context.Context, f func(tx pgx.Tx) error) error {
+// change runs data definition in a transaction, one replica at a time. It waits for the locks of tables
+// at most for wait: while it waits for an exclusive lock on a table, all writers of that table wait
+// behind it. The others may wait for several tables.
+func (t *Tables) change(ctx context.Context, wait time.Duration, f func(tx pgx.Tx) error) error {
+	const othersWait = 10
 	return pgx.BeginFunc(ctx, t.pool, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `select set_config('lock_timeout', $1, true), set_config('timezone', 'UTC', true)`, string(milliseconds(t.cfg.lockTimeout)))
+		_, err := tx.Exec(ctx, `select set_config('lock_timeout', $1, true), set_config('timezone', 'UTC', true)`, string(milliseconds(othersWait*wait)))
 		if err != nil {
 			return fmt.Errorf("limit the wait for locks: %w", err)
 		}
 		if _, err := tx.Exec(ctx, `select pg_advisory_xact_lock($1)`, tableLock); err != nil {
 			return fmt.Errorf("wait for other replicas to change tables: %w", err)
+		}
+		if _, err := tx.Exec(ctx, `select set_config('lock_timeout', $1, true)`, string(milliseconds(wait))); err != nil {
+			return fmt.Errorf("limit the wait for locks: %w", err)
 		}
 		return f(tx)
 	})
@@ -311,44 +437,26 @@ func addColumns(ctx context.Context, tx pgx.Tx, want *mapping.Table, missing []m
 	return nil
 }
 
-// Maintain makes partitions ahead, drops what retention lets go, and looks again at failing tables,
-// until ctx is done. Trouble is logged and tried again; it never ends the loop.
+// Maintain makes partitions ahead and drops what retention lets go, and beside that mends what is
+// failing or parked, until ctx is done. Trouble is logged and tried again; it never ends the loop.
 func (t *Tables) Maintain(ctx context.Context) {
 	const every, soon = time.Hour, time.Minute
-	look := time.NewTicker(t.cfg.probeEvery)
-	defer look.Stop()
-	due := time.Now()
+	var mending sync.WaitGroup
+	defer mending.Wait()
+	mending.Go(func() { t.mendAll(ctx) })
 	for {
-		if !time.Now().Before(due) {
-			due = time.Now().Add(every)
-			if err := t.maintain(ctx); err != nil && ctx.Err() == nil {
-				t.log.Warn("tables not maintained, trying again soon", zap.Error(err))
-				due = time.Now().Add(soon)
-			}
+		pause := every
+		if err := t.maintain(ctx); err != nil && ctx.Err() == nil {
+			t.log.Warn("tables not maintained, trying again soon", zap.Error(err))
+			pause = soon
 		}
-		t.mendFailing(ctx)
+		timer := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
+			timer.Stop()
 			return
-		case <-look.C:
+		case <-timer.C:
 		}
-	}
-}
-
-// mendFailing looks again at tables that did not suit, so that a mended one is known to be good
-// before its next message comes.
-func (t *Tables) mendFailing(ctx context.Context) {
-	t.mu.Lock()
-	var failing []*mapping.Route
-	for route, s := range t.states {
-		if s.reason != "" && s.plan == nil {
-			failing = append(failing, route)
-		}
-	}
-	t.mu.Unlock()
-	for _, route := range failing {
-		// The outcome is in the state; trouble of the database itself is the monitor's to report.
-		_ = t.ensureRoute(ctx, route)
 	}
 }
 
@@ -356,7 +464,7 @@ func (t *Tables) maintain(ctx context.Context) error {
 	var errs []error
 	tables := map[string]*mapping.Table{}
 	retention := map[string]time.Duration{}
-	for _, route := range t.routes {
+	for _, route := range t.routes.All() {
 		table := &route.Table
 		name := tableName(table)
 		if r, known := retention[name]; known {

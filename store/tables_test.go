@@ -136,7 +136,7 @@ func TestReplicasStartTogether(t *testing.T) {
 	var group sync.WaitGroup
 	for range 6 {
 		cfg := impatient(t)
-		cfg.lockTimeout = patience
+		cfg.lineLock = patience
 		tables := NewTables(newPool(t, url), cfg, compile(t, config, each))
 		group.Go(func() {
 			if err := tables.Ensure(context.Background()); err != nil {
@@ -166,8 +166,8 @@ func TestLongNames(t *testing.T) {
 	fits, tooLong := telemetry, healthy
 	fits.Partition, tooLong.Partition = "day", "day"
 	tables, _ := tablesOf(t, fits, tooLong)
-	tables.routes[0].Table.Name = strings.Repeat("a", maxPartitionedName) // longer than mapping lets pass
-	tables.routes[1].Table.Name = strings.Repeat("b", maxPartitionedName+1)
+	tables.routes.All()[0].Table.Name = strings.Repeat("a", maxPartitionedName) // longer than mapping lets pass
+	tables.routes.All()[1].Table.Name = strings.Repeat("b", maxPartitionedName+1)
 	ensure(t, tables)
 	if f := tables.Failing(); len(f) != 1 || !strings.Contains(f["healthy"], "too long") {
 		t.Errorf("failing %v, want the longer name alone", f)

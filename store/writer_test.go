@@ -293,7 +293,7 @@ func TestHardStopAcknowledgesNothing(t *testing.T) {
 	t.Parallel()
 	_, pool := newDatabase(t)
 	cfg := impatient(t)
-	cfg.lockTimeout, cfg.ParkAfter = time.Minute, time.Hour
+	cfg.lineLock, cfg.ParkAfter = time.Minute, time.Hour
 	l := newLine(t, pool, cfg, nil, telemetry)
 	if err := l.tables.Ensure(context.Background()); err != nil {
 		t.Fatal(err)

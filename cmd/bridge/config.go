@@ -34,6 +34,7 @@ type config struct {
 	MaxInflightBytes size `split_words:"true" default:"256MiB" desc:"byte budget for everything received and not yet committed"`
 	HTTP             httpConfig
 	Log              logConfig
+	ParkAfter        duration `split_words:"true" default:"5s" desc:"how long all routes wait for one whose table cannot be written, before its messages become dead letters, which are replayed when it can; 0s = not at all"`
 	ShutdownTimeout  duration `split_words:"true" default:"25s" desc:"time to drain after SIGTERM; below the orchestrator's grace period"`
 	Routes           names    `desc:"comma list of route names; empty = one route messages on # into table messages"`
 
@@ -183,6 +184,7 @@ func (cfg *config) validate(report func(variable, value, reason string)) {
 	rule(cfg.Batch.Linger.value <= time.Minute, "BRIDGE_BATCH_LINGER", cfg.Batch.Linger.text, "expected at most 1m")
 	rule(cfg.MaxInflightBytes.value >= 1<<20, "BRIDGE_MAX_INFLIGHT_BYTES", cfg.MaxInflightBytes.text, "expected at least 1MiB")
 	rule(validAddress(cfg.HTTP.Addr.value), "BRIDGE_HTTP_ADDR", cfg.HTTP.Addr.text, "expected host:port or :port, such as :8080")
+	rule(cfg.ParkAfter.value <= time.Hour, "BRIDGE_PARK_AFTER", cfg.ParkAfter.text, "expected at most 1h")
 	rule(cfg.ShutdownTimeout.value > 0, "BRIDGE_SHUTDOWN_TIMEOUT", cfg.ShutdownTimeout.text, "expected more than 0s")
 
 	warn := func(holds bool, text string) {

@@ -49,6 +49,7 @@ var contract = map[string]string{
 	"BRIDGE_HTTP_ADDR":             ":8080",
 	"BRIDGE_LOG_LEVEL":             "info",
 	"BRIDGE_LOG_FORMAT":            "json",
+	"BRIDGE_PARK_AFTER":            "5s",
 	"BRIDGE_SHUTDOWN_TIMEOUT":      "25s",
 	"BRIDGE_ROUTES":                "",
 }
@@ -147,8 +148,8 @@ func TestDefaults(t *testing.T) {
 		t.Errorf("keep alive %s, session expiry %s", m.Keepalive.value, m.SessionExpiry.value)
 	case cfg.Batch.MaxMessages.value != 1000 || cfg.Batch.MaxBytes.value != 8<<20 || cfg.Batch.Linger.value != 5*time.Millisecond:
 		t.Errorf("batch %+v", cfg.Batch)
-	case cfg.MaxInflightBytes.value != 256<<20 || cfg.ShutdownTimeout.value != 25*time.Second:
-		t.Errorf("in-flight %d, shutdown %s", cfg.MaxInflightBytes.value, cfg.ShutdownTimeout.value)
+	case cfg.MaxInflightBytes.value != 256<<20 || cfg.ShutdownTimeout.value != 25*time.Second || cfg.ParkAfter.value != 5*time.Second:
+		t.Errorf("in-flight %d, shutdown %s, park after %s", cfg.MaxInflightBytes.value, cfg.ShutdownTimeout.value, cfg.ParkAfter.value)
 	case cfg.password != nil || cfg.username != "":
 		t.Error("a login that nobody configured")
 	case cfg.clientIDPrefix() != "bridge":
@@ -349,6 +350,7 @@ func TestWrongConfigurations(t *testing.T) {
 				`BRIDGE_BATCH_LINGER: "-1s": expected a duration that is not negative`, `BRIDGE_SHUTDOWN_TIMEOUT: "25"`,
 			},
 		},
+		{"parked too late", []string{"BRIDGE_PARK_AFTER=2h"}, []string{`BRIDGE_PARK_AFTER: "2h": expected at most 1h`}},
 		{
 			"keep alive beyond the protocol",
 			[]string{"BRIDGE_MQTT_KEEPALIVE=19h", "BRIDGE_MQTT_SESSION_EXPIRY=1193047h"},

@@ -102,6 +102,7 @@ func newService(ctx context.Context, cfg *config, log *zap.Logger) (*service, er
 	s.registry.MustRegister(s.counters)
 	s.metrics = store.NewMetrics(s.registry)
 	s.tables = store.NewTables(pool, cfg.store(log), cfg.routes)
+	s.registry.MustRegister(s.tables)
 	s.monitor = store.NewMonitor(pool, cfg.Schema.value, s.metrics)
 	subscriptions := cfg.ingest(log)
 	s.leases = store.NewLeases(pool, store.LeaseConfig{
@@ -118,7 +119,7 @@ func newService(ctx context.Context, cfg *config, log *zap.Logger) (*service, er
 func (cfg *config) store(log *zap.Logger) store.Config {
 	return store.Config{
 		Schema: cfg.Schema.value, MaxMessages: cfg.Batch.MaxMessages.value, MaxBytes: cfg.Batch.MaxBytes.value,
-		Linger: cfg.Batch.Linger.value, Log: log,
+		Linger: cfg.Batch.Linger.value, ParkAfter: cfg.ParkAfter.value, Log: log,
 	}
 }
 

@@ -1,0 +1,70 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"testing"
+
+	"github.com/mqttpg/bridge/mapping"
+)
+
+// TestVanishedRows: a trigger that returns null keeps a row out without an error. That is no duplicate.
+func TestVanishedRows(t *testing.T) {
+	t.Parallel()
+	keyed := telemetry
+	delivery := mapping.RouteConfig{Name: "telemetry", Topic: "devices/{device_id}/telemetry", Key: "delivery", Partition: "none"}
+	byID := mapping.RouteConfig{Name: "telemetry", Topic: "devices/{device_id}/telemetry", Key: "$.temperature", Partition: "none"}
+	several := mapping.RouteConfig{Name: "telemetry", Topic: "devices/{device_id}/telemetry", Each: "$.p", Time: "@.t", Partition: "none"}
+	for name, test := range map[string]struct {
+		route     mapping.RouteConfig
+		keyless   bool
+		duplicate uint64
+	}{
+		"event time":              {keyed, false, 1},
+		"event time, no index":    {keyed, true, 0},
+		"explicit key":            {byID, false, 1},
+		"delivery":                {delivery, false, 0},
+		"delivery, no index":      {delivery, true, 0},
+		"several rows":            {several, false, 1},
+		"several rows, all alike": {several, true, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, pool := newDatabase(t)
+			l := newLine(t, pool, impatient(t), nil, test.route)
+			if err := l.tables.Ensure(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			if test.keyless {
+				execute(t, pool, `alter table telemetry drop constraint telemetry_pkey`)
+				l.tables = NewTables(pool, impatient(t), l.routes)
+				l.renew(impatient(t), nil)
+			}
+			execute(t, pool, `create function hide() returns trigger language plpgsql as $$ begin
+					if new.device_id = 'hidden' then return null; end if; return new; end $$;
+				create trigger hide before insert on telemetry for each row execute function hide()`)
+			payload := func(n int) string {
+				if test.route.Each != "" {
+					return fmt.Sprintf(`{"p":[{"t":%d},{"t":%d}]}`, 1_800_000_000+n, 1_900_000_000+n)
+				}
+				return reading(n, float64(n))
+			}
+			for i := range 3 {
+				l.send("devices/hidden/telemetry", payload(i))
+			}
+			if name != "several rows, all alike" { // of these it is not known which messages are meant
+				for i := range 4 {
+					l.send("devices/seen/telemetry", payload(i))
+				}
+				if test.duplicate > 0 {
+					l.send("devices/seen/telemetry", payload(0))
+				}
+			}
+			l.flush()
+			c := l.counts("telemetry")
+			if c.Skipped[SkipRefusedByTable] != 3 || c.Duplicate != test.duplicate || c.InFlight != 0 {
+				t.Errorf("%d refused by the table and %d duplicates, want 3 and %d: %+v", c.Skipped[SkipRefusedByTable], c.Duplicate, test.duplicate, c)
+			}
+		})
+	}
+}
