@@ -122,6 +122,15 @@ func play(t *testing.T, sc *scenario, seed uint64, long bool, seconds int) resul
 		s.launch(nil)
 	}
 	s.awaitReady()
+	s.until("the sessions are shared out", func() bool {
+		owners := 0
+		for _, bridge := range s.bridges {
+			owners += min(s.owned(bridge), 1)
+		}
+		return owners == min(len(s.bridges), s.sessions())
+	})
+	s.awaitReady()
+	connected := s.connections()
 	var watched *gaps
 	if sc.gap {
 		watched = watchGaps(t, s.databaseURL)
@@ -148,13 +157,7 @@ func play(t *testing.T, sc *scenario, seed uint64, long bool, seconds int) resul
 	defer func() { _ = db.Close(context.WithoutCancel(s.ctx)) }()
 	r := result{account: s.load.compare(t, db)}
 	must(t, db.QueryRow(s.ctx, "select count(*) from bridge.dead_letters").Scan(&r.deadLettered))
-	log := s.broker.Logs(s.ctx)
-	for line := range strings.Lines(log) {
-		if strings.Contains(line, "New client connected") && strings.Contains(line, " as bridge-") {
-			r.reconnects++
-		}
-	}
-	r.reconnects -= s.sessions()
+	r.reconnects = s.connections() - connected
 	scrapes, duplicates := 0, 0
 	for _, w := range s.watchers {
 		w.mu.Lock()
