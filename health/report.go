@@ -44,6 +44,7 @@ type Session struct {
 	Reconnects            uint64         `json:"reconnects"`
 	LastReasonCode        byte           `json:"last_reason_code"`
 	LastReason            string         `json:"last_reason"`
+	Contested             bool           `json:"contested"` // another client probably uses the client id, or did so two minutes ago
 	InFlight              int            `json:"in_flight"` // deliveries that wait for their commit
 	OldestUnacknowledgedS float64        `json:"oldest_unacknowledged_s"`
 	Paused                bool           `json:"paused"`          // reading waits for BRIDGE_MAX_INFLIGHT_BYTES
@@ -241,6 +242,9 @@ func (s *Session) complaints(now time.Time) []string {
 	var list []string
 	complain := func(format string, args ...any) {
 		list = append(list, "broker "+s.ClientID+": "+fmt.Sprintf(format, args...))
+	}
+	if s.Contested {
+		complain("probably another client uses client id %s (two releases with one share name, or a stuck old replica)", s.ClientID)
 	}
 	stale := time.Duration(staleAfter * s.KeepAliveEffectiveS * float64(time.Second))
 	heard := s.LastReceived.Time

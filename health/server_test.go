@@ -162,6 +162,10 @@ func TestHealthStatus(t *testing.T) {
 			},
 		},
 		{
+			"contested", func(r *Report) { r.Broker[0].Contested = true }, Degraded,
+			[]string{"broker bridge-0: probably another client uses client id bridge-0 (two releases with one share name, or a stuck old replica)"},
+		},
+		{
 			"failing route", func(r *Report) { r.Routes["a"] = Route{Failing: "permission denied"} }, Degraded,
 			[]string{"route a: permission denied"},
 		},
@@ -205,7 +209,7 @@ func TestHealthDocument(t *testing.T) {
 		want string
 	}{
 		{"document", names(doc), "broker database process reasons routes share status"},
-		{"session", names(session), "client_id connected_since granted in_flight keep_alive_effective_s last_pingreq last_pingresp " +
+		{"session", names(session), "client_id connected_since contested granted in_flight keep_alive_effective_s last_pingreq last_pingresp " +
 			"last_reason last_reason_code last_received oldest_unacknowledged_s paused ping_outstanding receive_maximum reconnects rtt_ms " +
 			"session_present state subscriptions url"},
 		{"granted", names(session["granted"]), "broker_receive_maximum maximum_qos retain_available session_expiry_s " +

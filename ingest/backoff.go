@@ -2,6 +2,7 @@ package ingest
 
 import (
 	"math/rand/v2"
+	"slices"
 	"time"
 )
 
@@ -10,12 +11,15 @@ const (
 	// reconnect, and what went wrong before it is forgotten.
 	stableAfter = 30 * time.Second
 
-	// A connection that dies younger than shortLife, flapCount times within flapWindow, is most
-	// likely being taken over: Mosquitto up to 2.0.14 says nothing when it drops the older of two
-	// clients with one id.
-	shortLife  = 5 * time.Second
-	flapCount  = 3
-	flapWindow = time.Minute
+	// A broker that closes connections without a word, one of them younger than shortLife, and lets
+	// the client in again each time at the first attempt, is most likely being used by another client
+	// with the same id: Mosquitto up to 2.0.14 says nothing when it drops the older of the two. Two
+	// such ends within suspectWindow are named, and so is one young end when the next attempt succeeds;
+	// two connections that died young, of which this client is then the one that comes back too often,
+	// make it stay away.
+	shortLife     = 5 * time.Second
+	suspectCount  = 2
+	suspectWindow = 2 * time.Minute
 
 	maxBackoff = time.Minute
 	// maxDialBackoff bounds the wait when nothing listens at the other end. It is short because
@@ -27,6 +31,9 @@ const (
 	// Two owners of one client id end each other's connection; who was told so stays away for a
 	// random while, so that they do not meet again in step.
 	takeoverLeast, takeoverMost = 15 * time.Second, 60 * time.Second
+	// Who only suspects it has come back several times already. Against one that comes back at once,
+	// this is two connections in 45 s.
+	suspectLeast = 30 * time.Second
 )
 
 // backoff decides how long to wait before the next round of connection attempts. It never says 0:
@@ -40,35 +47,54 @@ type backoff struct {
 	reached bool          // a broker was reached and refused, or an unstable connection ended
 	floor   time.Duration // the least wait that a reason code asks for
 
-	shortLives []time.Time // ends of connections younger than shortLife, within flapWindow
-	flapping   bool        // until a connection is stable
+	silent   []silentEnd // within suspectWindow, the oldest first
+	flapping bool        // until a connection is stable
 }
 
-// lost notes the end of a connection that had its CONNACK.
-func (b *backoff) lost(now time.Time, lifetime time.Duration, code byte) {
-	if lifetime >= stableAfter {
-		*b = backoff{connected: true, floor: floorFor(code)}
-		return
+// silentEnd is the end of a connection that the broker closed without a word.
+type silentEnd struct {
+	at    time.Time
+	young bool // the connection was younger than shortLife
+}
+
+// lost notes the end of a connection that had its CONNACK. silent says that the broker closed it
+// without a word. The answer is whether another client probably uses the client id.
+func (b *backoff) lost(now time.Time, lifetime time.Duration, code byte, silent bool) (contested bool) {
+	b.connected, b.floor = true, floorFor(code)
+	if b.reached = lifetime < stableAfter; b.reached {
+		b.unstable++
+	} else {
+		b.unstable, b.flapping = 0, false
 	}
-	b.connected, b.reached, b.floor = true, true, floorFor(code)
-	b.unstable++
-	if lifetime >= shortLife {
-		return
+	if !silent {
+		return code == codeSessionTakenOver
 	}
-	recent := b.shortLives[:0]
-	for _, t := range b.shortLives {
-		if now.Sub(t) < flapWindow {
-			recent = append(recent, t)
+	b.silent = append(b.silent, silentEnd{now, lifetime < shortLife})
+	young := b.young(now)
+	b.flapping = b.flapping || b.reached && young >= suspectCount
+	return young > 0 && len(b.silent) >= suspectCount
+}
+
+// accepted notes a connection, and answers as lost does.
+func (b *backoff) accepted(now time.Time) (contested bool) { return b.young(now) > 0 }
+
+// young counts the connections within suspectWindow that died young and silently.
+func (b *backoff) young(now time.Time) (n int) {
+	b.silent = slices.DeleteFunc(b.silent, func(e silentEnd) bool { return now.Sub(e.at) >= suspectWindow })
+	for _, e := range b.silent {
+		if e.young {
+			n++
 		}
 	}
-	b.shortLives = append(recent, now)
-	b.flapping = b.flapping || len(b.shortLives) >= flapCount
+	return n
 }
 
-// refused notes an attempt without a successful CONNACK; reached says whether a broker answered.
+// refused notes an attempt without a successful CONNACK; reached says whether a broker answered. That
+// there is such an attempt explains why connections ended: the broker is the one in trouble.
 func (b *backoff) refused(reached bool, code byte) {
 	b.reached = b.reached || reached
 	b.floor = max(b.floor, floorFor(code))
+	b.silent = nil
 }
 
 // next returns the wait before a round of attempts, one for each URL. round counts the rounds since
@@ -81,6 +107,8 @@ func (b *backoff) next(round int) time.Duration {
 	switch {
 	case floor == takeoverLeast:
 		return jitter(takeoverLeast, takeoverMost)
+	case b.flapping && round == 0:
+		return jitter(suspectLeast, takeoverMost)
 	case failures == 0 && floor == 0 && !b.connected:
 		return time.Millisecond // the first connection of all
 	case failures == 0 && floor == 0:

@@ -12,9 +12,10 @@ func TestBackoff(t *testing.T) {
 		refused  bool
 		reached  bool
 		code     byte
+		silent   bool
 		round    int
 		min, max time.Duration
-		flapping bool
+		named    bool
 	}
 	tests := map[string][]step{
 		"the first attempt is immediate but never 0": {{min: 1, max: 10 * time.Millisecond}},
@@ -42,21 +43,41 @@ func TestBackoff(t *testing.T) {
 			{refused: true, reached: true, code: 0x8C, round: 8, min: 30 * s, max: 60 * s},
 		},
 		"told of a takeover, however old the connection": {
-			{lost: time.Hour, code: 0x8E, min: 15 * s, max: 60 * s},
-			{lost: time.Millisecond, code: 0x8E, min: 15 * s, max: 60 * s},
+			{lost: time.Hour, code: 0x8E, min: 15 * s, max: 60 * s, named: true},
+			{lost: time.Millisecond, code: 0x8E, min: 15 * s, max: 60 * s, named: true},
 		},
-		"dropped young three times in a minute": {
-			{lost: 4 * s, min: s / 2, max: s},
+		"dropped young twice: the one that comes back stays away from now on": {
+			{lost: 4 * s, silent: true, min: s / 2, max: s},
+			{lost: 4 * s, silent: true, min: 30 * s, max: 60 * s, named: true},
+			{lost: s, silent: true, min: 30 * s, max: 60 * s, named: true},
+			{lost: 20 * s, silent: true, min: 30 * s, max: 60 * s, named: true}, // not stable yet
+			{lost: 200 * s, silent: true, min: 200 * time.Millisecond, max: 500 * time.Millisecond},
+		},
+		"the one that was there names it as soon, and comes back quickly when it was left alone": {
+			{lost: time.Hour, silent: true, min: 200 * time.Millisecond, max: 500 * time.Millisecond},
+			{lost: s, silent: true, min: s / 2, max: s, named: true},
+			{lost: 40 * s, silent: true, min: 200 * time.Millisecond, max: 500 * time.Millisecond, named: true},
+			{lost: 40 * s, silent: true, min: 200 * time.Millisecond, max: 500 * time.Millisecond, named: true},
+			{lost: 60 * s, silent: true, min: 200 * time.Millisecond, max: 500 * time.Millisecond}, // the quarrel is long ago
+		},
+		"a broker that was away in between explains it": {
+			{lost: 4 * s, silent: true, min: s / 2, max: s},
+			{refused: true, round: 1, min: s, max: 2 * s},
+			{lost: 4 * s, silent: true, min: s, max: 2 * s},
+			{refused: true, reached: true, code: 0x89, round: 1, min: 2 * s, max: 4 * s},
+			{lost: 4 * s, silent: true, min: 2 * s, max: 4 * s},
+		},
+		"so does a broker that says why, or a network": {
+			{lost: 4 * s, code: 0x8B, min: s / 2, max: s},
 			{lost: 4 * s, min: s, max: 2 * s},
-			{lost: 4 * s, min: 2 * s, max: 4 * s, flapping: true},
-			{lost: 20 * s, min: 4 * s, max: 8 * s, flapping: true}, // not stable yet
-			{lost: 30 * s, min: 200 * time.Millisecond, max: 500 * time.Millisecond},
+			{lost: 4 * s, code: 0x82, min: 2 * s, max: 4 * s},
+			{lost: 4 * s, min: 4 * s, max: 8 * s},
 		},
-		"dropped at a middle age is no flapping": {
-			{lost: 10 * s, min: s / 2, max: s},
-			{lost: 10 * s, min: s, max: 2 * s},
-			{lost: 10 * s, min: 2 * s, max: 4 * s},
-			{lost: 10 * s, min: 4 * s, max: 8 * s},
+		"dropped at a middle age is no quarrel": {
+			{lost: 10 * s, silent: true, min: s / 2, max: s},
+			{lost: 10 * s, silent: true, min: s, max: 2 * s},
+			{lost: 10 * s, silent: true, min: 2 * s, max: 4 * s},
+			{lost: 10 * s, silent: true, min: 4 * s, max: 8 * s},
 		},
 	}
 	for name, steps := range tests {
@@ -65,17 +86,18 @@ func TestBackoff(t *testing.T) {
 				var b backoff
 				now := time.Now()
 				for i, st := range steps {
+					named := false
 					if st.lost > 0 {
 						now = now.Add(st.lost)
-						b.lost(now, st.lost, st.code)
+						named = b.lost(now, st.lost, st.code, st.silent)
 					}
 					if st.refused {
 						b.refused(st.reached, st.code)
 					}
 					d := b.next(st.round)
 					now = now.Add(d)
-					if d < st.min || d > st.max || b.flapping != st.flapping {
-						t.Fatalf("step %d: %s, flapping %v, want %s to %s, %v", i, d, b.flapping, st.min, st.max, st.flapping)
+					if d < st.min || d > st.max || named != st.named {
+						t.Fatalf("step %d: %s, named %v, want %s to %s, %v", i, d, named, st.min, st.max, st.named)
 					}
 				}
 			}
@@ -86,11 +108,19 @@ func TestBackoff(t *testing.T) {
 func TestShortLivesAreForgotten(t *testing.T) {
 	var b backoff
 	now := time.Now()
-	for range 10 {
-		b.lost(now, time.Second, 0)
-		now = now.Add(31 * time.Second) // never three within a minute
+	if b.lost(now, time.Second, 0, true) || !b.accepted(now.Add(time.Second)) || b.accepted(now.Add(suspectWindow)) {
+		t.Error("one young end counts when the broker lets the client in again, and not for ever")
 	}
-	if b.flapping {
-		t.Error("flapping")
+	if b.lost(now, time.Second, 0, true); b.accepted(now.Add(time.Second)) {
+		b.refused(false, 0)
+	}
+	if b.accepted(now.Add(2 * time.Second)) {
+		t.Error("a broker that was away in between has explained it")
+	}
+	for range 10 {
+		if b.lost(now, time.Second, 0, true) || b.flapping {
+			t.Error("two that are far apart make a quarrel")
+		}
+		now = now.Add(suspectWindow)
 	}
 }

@@ -55,11 +55,12 @@ type Session struct {
 	conn        *conn // from dialling to the end of the connection
 	generation  uint64
 	incarnation uint64
-	final       bool   // the next DISCONNECT ends the session at the broker
-	known       bool   // there was a CONNACK: the broker has, or had, this session
-	lostReason  string // why the last connection ended, as a metric label
-	contested   bool   // it ended as if somebody else had taken the client id
-	unnoted     bool   // BeginIncarnation has not succeeded for incarnation yet
+	final       bool      // the next DISCONNECT ends the session at the broker
+	known       bool      // there was a CONNACK: the broker has, or had, this session
+	lostReason  string    // why the last connection ended, as a metric label
+	contested   bool      // it ended so soon, or in such a way, that somebody else may have taken the client id
+	contestedAt time.Time // when that was last probable
+	unnoted     bool      // BeginIncarnation has not succeeded for incarnation yet
 	backoff     backoff
 	started     bool
 	leaving     bool // no new connections
@@ -263,6 +264,7 @@ func (s *Session) Status() Status {
 	s.mu.Lock()
 	st, c := s.status, s.conn
 	st.Subscriptions = append([]Subscription(nil), st.Subscriptions...)
+	st.Contested = !s.contestedAt.IsZero() && time.Since(s.contestedAt) < suspectWindow
 	s.mu.Unlock()
 	if c != nil {
 		k := &c.keepAlive
@@ -460,6 +462,11 @@ func (s *Session) accepted(c *conn, ack *packets.Connack) {
 	}
 	s.log.Info("connected", zap.String("url", st.URL), zap.Bool("session_present", ack.SessionPresent),
 		zap.Uint64("connection", s.generation), zap.Duration("session_expiry", st.Granted.SessionExpiry))
+	if s.backoff.accepted(st.ConnectedSince) {
+		s.contestedAt = st.ConnectedSince
+		s.log.Warn("the broker has closed a young connection without a word and lets this client in again at once; " +
+			"probably another client uses client id " + s.clientID + " (two releases with one share name, or a stuck old replica)")
+	}
 	if s.known && !ack.SessionPresent {
 		// On the first connection nobody can tell a lost session from a new one.
 		st.SessionsLost++
@@ -533,13 +540,16 @@ func (s *Session) connectionDown() bool {
 	}
 	s.lostReason = label
 	s.contested = label == lostTakenOver || lifetime < stableAfter
-	s.backoff.lost(now, lifetime, code)
 	text := cause.Error()
 	if label == lostClosed {
 		text = "the broker closed the connection without saying why"
 	}
-	if s.backoff.flapping || label == lostTakenOver {
+	if s.backoff.lost(now, lifetime, code, closedSilently(cause)) {
+		s.contestedAt = now
 		text += fmt.Sprintf("; probably another client uses client id %s (two releases with one share name, or a stuck old replica)", s.clientID)
+		if label != lostTakenOver {
+			s.lostReason = lostContested
+		}
 	}
 	s.status.LastReasonCode, s.status.LastReason = code, text
 	s.log.Warn("connection lost", zap.String("url", s.status.URL), zap.String("reason", text),
@@ -555,8 +565,15 @@ const (
 	lostKeepAlive    = "keepalive_timeout"
 	lostWrite        = "write"
 	lostClosed       = "closed_by_broker"
+	lostContested    = "contested" // closed by the broker as if another client had taken the client id
 	lostNetwork      = "network"
 )
+
+// closedSilently says whether the broker closed the connection without a word, by what reading or
+// writing saw of it first.
+func closedSilently(cause error) bool {
+	return errors.Is(cause, io.EOF) || errors.Is(cause, io.ErrUnexpectedEOF) || errors.Is(cause, syscall.ECONNRESET) || errors.Is(cause, syscall.EPIPE)
+}
 
 func classify(cause error) (label string, code byte) {
 	var server *disconnectError

@@ -140,7 +140,7 @@ func sessionReport(st ingest.Status) health.Session {
 		KeepAliveEffectiveS: st.KeepAliveEffective.Seconds(),
 		LastPingReq:         health.Instant{Time: st.LastPingReq}, LastPingResp: health.Instant{Time: st.LastPingResp},
 		PingOutstanding: st.PingOutstanding, LastReceived: health.Instant{Time: st.LastReceived},
-		Reconnects: st.Reconnects, LastReasonCode: st.LastReasonCode, LastReason: strings.TrimSpace(st.LastReason), Paused: st.Paused,
+		Reconnects: st.Reconnects, LastReasonCode: st.LastReasonCode, LastReason: strings.TrimSpace(st.LastReason), Contested: st.Contested, Paused: st.Paused,
 		Granted: health.Granted{
 			SessionExpiryS: uint32(st.Granted.SessionExpiry / time.Second), BrokerReceiveMaximum: st.Granted.ReceiveMaximum,
 			MaximumQoS: st.Granted.MaximumQoS, RetainAvailable: st.Granted.Retain,
