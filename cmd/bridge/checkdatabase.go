@@ -38,11 +38,32 @@ func (cfg *config) checkDatabase(ctx context.Context) findings {
 	if readOnly {
 		found.failf("the server takes no writes: it is a standby, or default_transaction_read_only is on")
 	}
+	checkServerSettings(ctx, conn, &found)
 	cfg.checkSchema(ctx, conn, user, database, mayCreate, &found)
 	for _, route := range cfg.routes.All() {
 		cfg.checkTable(ctx, conn, route, &found)
 	}
 	return found
+}
+
+// checkServerSettings warns of what the server, the database or the role sets for every connection. What
+// the connection string sets has been told with the configuration.
+func checkServerSettings(ctx context.Context, conn *pgx.Conn, found *findings) {
+	rows, err := conn.Query(ctx, `select name, setting, source from pg_catalog.pg_settings where source not in ('default', 'client') order by name`)
+	if err != nil {
+		found.failf("settings: %v", err)
+		return
+	}
+	var name, value, source string
+	_, err = pgx.ForEachRow(rows, []any{&name, &value, &source}, func() error {
+		if danger, fatal := dangerous(name, value); danger != "" && !fatal {
+			found.warnf("%s is %s for this connection (from: %s): %s", name, value, source, danger)
+		}
+		return nil
+	})
+	if err != nil {
+		found.failf("settings: %v", err)
+	}
 }
 
 // checkSchema looks at the bridge's own schema.

@@ -35,7 +35,7 @@ type config struct {
 	HTTP             httpConfig
 	Log              logConfig
 	ParkAfter        duration `split_words:"true" default:"5s" desc:"how long all routes wait for one whose table cannot be written, before its messages become dead letters, which are replayed when it can; 0s = not at all"`
-	ShutdownTimeout  duration `split_words:"true" default:"25s" desc:"time to drain after SIGTERM; below the orchestrator's grace period"`
+	ShutdownTimeout  duration `split_words:"true" default:"25s" desc:"time to drain after SIGTERM, at least 1s; below the orchestrator's grace period"`
 	Routes           names    `desc:"comma list of route names; empty = one route messages on # into table messages"`
 
 	// What the settings amount to, filled in by loadConfig.
@@ -165,7 +165,7 @@ func (cfg *config) validate(report func(variable, value, reason string)) {
 	for variable, s := range map[string]text{"BRIDGE_MQTT_SHARE_NAME": m.ShareName, "BRIDGE_MQTT_CLIENT_ID_PREFIX": m.ClientIDPrefix} {
 		rule(len(s.value) <= 1000 && printable(s.value), variable, s.text, "expected at most 1000 bytes of printable text")
 	}
-	number(m.Sessions, 1, 1000, "BRIDGE_MQTT_SESSIONS")
+	number(m.Sessions, 1, maxSessions, "BRIDGE_MQTT_SESSIONS")
 	rule(m.Mode.value != "exclusive" || m.Sessions.value == 1 || m.Sessions.mistake != "", "BRIDGE_MQTT_SESSIONS", m.Sessions.text,
 		"expected 1 in exclusive mode: plain subscriptions on several sessions would deliver everything several times")
 	number(m.QoS, 0, 2, "BRIDGE_MQTT_QOS")
@@ -185,7 +185,7 @@ func (cfg *config) validate(report func(variable, value, reason string)) {
 	rule(cfg.MaxInflightBytes.value >= 1<<20, "BRIDGE_MAX_INFLIGHT_BYTES", cfg.MaxInflightBytes.text, "expected at least 1MiB")
 	rule(validAddress(cfg.HTTP.Addr.value), "BRIDGE_HTTP_ADDR", cfg.HTTP.Addr.text, "expected host:port or :port, such as :8080")
 	rule(cfg.ParkAfter.value <= time.Hour, "BRIDGE_PARK_AFTER", cfg.ParkAfter.text, "expected at most 1h")
-	rule(cfg.ShutdownTimeout.value > 0, "BRIDGE_SHUTDOWN_TIMEOUT", cfg.ShutdownTimeout.text, "expected more than 0s")
+	rule(cfg.ShutdownTimeout.value >= time.Second, "BRIDGE_SHUTDOWN_TIMEOUT", cfg.ShutdownTimeout.text, "expected at least 1s: the last batches are committed and acknowledged in it")
 
 	warn := func(holds bool, text string) {
 		if holds {
@@ -193,13 +193,18 @@ func (cfg *config) validate(report func(variable, value, reason string)) {
 		}
 	}
 	warn(m.QoS.value == 0, "BRIDGE_MQTT_QOS is 0: what arrives while the bridge or the database is away is lost")
-	warn(m.SessionExpiry.value < max(m.Keepalive.value, time.Minute),
+	warn(m.SessionExpiry.value == 0 && m.QoS.value > 0,
+		"BRIDGE_MQTT_SESSION_EXPIRY is 0: the broker forgets the session with every connection, and with it all that is queued or not acknowledged; QoS 1 and 2 then promise nothing")
+	warn(m.SessionExpiry.value > 0 && m.SessionExpiry.value < max(m.Keepalive.value, time.Minute),
 		"BRIDGE_MQTT_SESSION_EXPIRY is shorter than the keep alive or a minute: a restart or a short outage loses messages")
 	warn(cfg.MaxInflightBytes.value < cfg.Batch.MaxBytes.value, "BRIDGE_MAX_INFLIGHT_BYTES is below BRIDGE_BATCH_MAX_BYTES: no batch gets full")
 	warn(m.Keepalive.value == 0, "BRIDGE_MQTT_KEEPALIVE is 0: a broker that vanished without a word is never noticed")
 	warn(cfg.Batch.MaxMessages.value > m.ReceiveMaximum.value && m.QoS.value > 0,
 		"BRIDGE_BATCH_MAX_MESSAGES is above BRIDGE_MQTT_RECEIVE_MAXIMUM: no batch gets full")
 }
+
+// maxSessions is far beyond what one share is good for.
+const maxSessions = 1000
 
 // schemaName is what package migrations accepts.
 var schemaName = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,62}$`)
@@ -237,10 +242,45 @@ func (cfg *config) loadRoutes(found *problems, known map[string]string) {
 	}
 	cfg.routes = routes
 	cfg.warnings = append(cfg.warnings, routes.Warnings()...)
+	for _, route := range routes.All() {
+		cfg.warnAboutRetention(route)
+	}
+	cfg.warnAboutStatusTopic()
 	for _, route := range cfg.routeConfigs {
 		if strings.TrimSpace(route.Retained) == "store" && cfg.MQTT.Mode.value == "shared" {
 			cfg.warnings = append(cfg.warnings, fmt.Sprintf("Route %s: RETAINED=store has no effect on shared subscriptions, to which brokers send no retained messages; "+
 				"BRIDGE_MQTT_MODE=exclusive gets them. (What is published while the bridge is subscribed is stored in any case.)", route.Name))
+		}
+	}
+}
+
+// widths are the least widths of partitions.
+var widths = map[mapping.Partition]time.Duration{
+	mapping.PartitionDay: 24 * time.Hour, mapping.PartitionWeek: 7 * 24 * time.Hour, mapping.PartitionMonth: 28 * 24 * time.Hour,
+}
+
+// warnAboutRetention: rows go a partition at a time, so a retention shorter than one means little.
+func (cfg *config) warnAboutRetention(route *mapping.Route) {
+	t := &route.Table
+	if width := widths[t.Partition]; t.Retention > 0 && t.Retention < width {
+		cfg.warnings = append(cfg.warnings, fmt.Sprintf("BRIDGE_ROUTE_%s_RETENTION (%s) is shorter than a partition (%s): a partition is dropped when all of it is older, "+
+			"so rows stay for up to a %[3]s longer", strings.ToUpper(route.Name), t.Retention, t.Partition))
+	}
+}
+
+// warnAboutStatusTopic: a bridge that is subscribed to its own status writes it to the route's table.
+func (cfg *config) warnAboutStatusTopic() {
+	if cfg.MQTT.StatusTopic.value == "" {
+		return
+	}
+	told := map[string]bool{}
+	for i := range min(cfg.MQTT.Sessions.value, maxSessions) {
+		topic := fmt.Sprintf("%s/%s-%d", cfg.MQTT.StatusTopic.value, cfg.clientIDPrefix(), i)
+		for _, outcome := range cfg.routes.Map(&mapping.Message{Topic: topic}, nil) {
+			if name := outcome.Route.Name; !told[name] {
+				told[name] = true
+				cfg.warnings = append(cfg.warnings, fmt.Sprintf("BRIDGE_MQTT_STATUS_TOPIC: route %s takes the bridge's own status for messages of devices: its filter matches %s", name, topic))
+			}
 		}
 	}
 }

@@ -507,6 +507,18 @@ func TestWrongConfigurations(t *testing.T) {
 			[]string{"BRIDGE_MQTT_KEEPALIVE=x", "BRIDGE_SCHEMA=x y", "BRIDGE_ROUTES=a", "BRIDGE_UNKNOWN_THING=1", "BRIDGE_DATABASE_URL=://"},
 			[]string{"BRIDGE_MQTT_KEEPALIVE:", "BRIDGE_SCHEMA:", "BRIDGE_ROUTE_A_TOPIC:", "BRIDGE_UNKNOWN_THING:", "BRIDGE_DATABASE_URL:"},
 		},
+		{
+			"what no sensible work can follow from",
+			[]string{
+				"BRIDGE_SHUTDOWN_TIMEOUT=999ms",
+				"BRIDGE_DATABASE_URL=postgres://u:unter2@h/d?pool_max_conns=3&default_transaction_read_only=on&client_encoding=latin1&options=-c%20default_transaction_read_only%3Dtrue",
+			},
+			[]string{
+				`BRIDGE_SHUTDOWN_TIMEOUT: "999ms": expected at least 1s`, `BRIDGE_DATABASE_URL: "pool_max_conns=3": expected at least 4`,
+				`BRIDGE_DATABASE_URL: "default_transaction_read_only=true": expected a connection without it: nothing can be written`,
+				`BRIDGE_DATABASE_URL: "client_encoding=latin1": expected a connection without it`,
+			},
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			environment(t, c.env...)
@@ -530,6 +542,54 @@ func TestWrongConfigurations(t *testing.T) {
 				t.Errorf("a secret is shown: %s", stderr)
 			}
 		})
+	}
+}
+
+// TestSettingsThatAreSeldomMeant are warned of, each by the name of its variable, in the log and by check.
+func TestSettingsThatAreSeldomMeant(t *testing.T) {
+	route := []string{"BRIDGE_ROUTES=a,b", "BRIDGE_ROUTE_A_TOPIC=plant/+/bridge-2", "BRIDGE_ROUTE_B_TOPIC=b/#"}
+	for _, c := range []struct {
+		env  string
+		want string // the one warning; empty: none
+	}{
+		{"", ""},
+		{"BRIDGE_MQTT_SESSION_EXPIRY=0s", "BRIDGE_MQTT_SESSION_EXPIRY is 0: the broker forgets the session with every connection"},
+		{"BRIDGE_MQTT_SESSION_EXPIRY=30s", "BRIDGE_MQTT_SESSION_EXPIRY is shorter than the keep alive or a minute"},
+		{"BRIDGE_MQTT_SESSION_EXPIRY=60s", ""},
+		{"BRIDGE_SHUTDOWN_TIMEOUT=1s", ""},
+		{"BRIDGE_DATABASE_URL=postgres://h/d?pool_max_conns=6", "BRIDGE_DATABASE_URL sets pool_max_conns=6: a process that holds all 3 sessions of BRIDGE_MQTT_SESSIONS wants 7 connections"},
+		{"BRIDGE_DATABASE_URL=postgres://h/d?pool_max_conns=7", ""},
+		{"BRIDGE_DATABASE_URL=postgres://h/d?statement_timeout=5s", "BRIDGE_DATABASE_URL sets statement_timeout=5s: batches have limits of their own"},
+		{"BRIDGE_DATABASE_URL=postgres://h/d?statement_timeout=0", ""},
+		{"BRIDGE_DATABASE_URL=postgres://h/d?options=-c%20Statement_Timeout%3D10min%20-c%20geqo%3Doff", "BRIDGE_DATABASE_URL sets statement_timeout=10min"},
+		{"BRIDGE_DATABASE_URL=postgres://h/d?options=--default-transaction-isolation%3Drepeatable%5C%20read", "BRIDGE_DATABASE_URL sets default_transaction_isolation=repeatable read: replicas"},
+		{"BRIDGE_DATABASE_URL=postgres://h/d?default_transaction_isolation=read%20committed", ""},
+		{"BRIDGE_DATABASE_URL=postgres://h/d?session_replication_role=replica", "BRIDGE_DATABASE_URL sets session_replication_role=replica: triggers"},
+		{"BRIDGE_DATABASE_URL=postgres://h/d?default_transaction_read_only=off&client_encoding=UTF8&lock_timeout=3s", ""},
+		{"BRIDGE_ROUTE_B_RETENTION=1h", "BRIDGE_ROUTE_B_RETENTION (1h0m0s) is shorter than a partition (day): a partition is dropped when all of it is older, so rows stay for up to a day longer"},
+		{"BRIDGE_ROUTE_B_RETENTION=1d", ""},
+		{"BRIDGE_MQTT_STATUS_TOPIC=plant/status", "BRIDGE_MQTT_STATUS_TOPIC: route a takes the bridge's own status for messages of devices: its filter matches plant/status/bridge-2"},
+		{"BRIDGE_MQTT_STATUS_TOPIC=status", ""},
+	} {
+		environment(t, append(route, "BRIDGE_MQTT_SESSIONS=3")...)
+		if name, value, ok := strings.Cut(c.env, "="); ok {
+			t.Setenv(name, value)
+		}
+		cfg, err := loadConfig()
+		if err != nil {
+			t.Errorf("%s: %v", c.env, err)
+			continue
+		}
+		if got := strings.Join(cfg.warnings, "\n"); !strings.HasPrefix(got, c.want) || c.want == "" && got != "" || strings.Contains(got, "\n") {
+			t.Errorf("%s: warnings %q, want %q", c.env, got, c.want)
+		}
+	}
+	if _, _, stderr := bridge(t, "", "check"); strings.Contains(stderr, "warning") {
+		t.Errorf("check: %s", stderr)
+	}
+	t.Setenv("BRIDGE_ROUTE_B_RETENTION", "3h")
+	if code, _, stderr := bridge(t, "", "check"); code != exitOK || !strings.Contains(stderr, "warning: BRIDGE_ROUTE_B_RETENTION (3h0m0s)") {
+		t.Errorf("check: exit %d, %s", code, stderr)
 	}
 }
 

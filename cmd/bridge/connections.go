@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -153,14 +154,73 @@ func (cfg *config) validateDatabase(report reporter) {
 	if pool.ConnConfig.RuntimeParams["application_name"] == "" {
 		pool.ConnConfig.RuntimeParams["application_name"] = "bridge"
 	}
-	if !strings.Contains(dsn, "pool_max_conns") {
-		// A writer for each session that may be owned, and leases, maintenance, monitor and one spare.
-		pool.MaxConns = max(pool.MaxConns, int32(cfg.MQTT.Sessions.value)+4)
+	cfg.validatePool(pool, variable, strings.Contains(dsn, "pool_max_conns"), report)
+	for name, value := range startupParameters(pool.ConnConfig.RuntimeParams) {
+		if danger, fatal := dangerous(name, value); fatal {
+			report(variable, name+"="+value, "expected a connection without it: "+danger)
+		} else if danger != "" {
+			cfg.warnings = append(cfg.warnings, fmt.Sprintf("%s sets %s=%s: %s", variable, name, value, danger))
+		}
 	}
 	if path := d.URLFile.value; path != "" {
 		pool.BeforeConnect = func(_ context.Context, c *pgx.ConnConfig) error { return rotate(c, path) }
 	}
 	cfg.pool = pool
+}
+
+// leastConns are one connection for a batch and one each for leases, maintenance and monitor, so that a
+// batch that waits for a lock keeps nobody from renewing the leases.
+const leastConns = 4
+
+// validatePool looks at the size of the pool, and chooses it where that was not asked for.
+func (cfg *config) validatePool(pool *pgxpool.Config, variable string, asked bool, report reporter) {
+	enough := cfg.MQTT.Sessions.value + leastConns // a writer for each session that may be owned, and one spare
+	switch size := int(pool.MaxConns); {
+	case !asked:
+		pool.MaxConns = int32(max(size, enough))
+	case size < leastConns:
+		report(variable, fmt.Sprintf("pool_max_conns=%d", size),
+			fmt.Sprintf("expected at least %d: one connection for a batch, and one each for leases, partitions and health", leastConns))
+	case size < enough:
+		cfg.warnings = append(cfg.warnings, fmt.Sprintf("%s sets pool_max_conns=%d: a process that holds all %d sessions of BRIDGE_MQTT_SESSIONS wants %d connections, "+
+			"or batches and heartbeats wait for one another", variable, size, cfg.MQTT.Sessions.value, enough))
+	}
+}
+
+// startupOption is one setting in the startup parameter options: -c name=value or --name=value.
+var startupOption = regexp.MustCompile(`(?:^|\s)(?:-c\s*|--)([A-Za-z0-9_.-]+)=((?:\\.|[^\s\\])*)`)
+
+// startupParameters are the settings that a connection begins with.
+func startupParameters(params map[string]string) map[string]string {
+	all := map[string]string{}
+	for name, value := range params {
+		all[strings.ToLower(name)] = value
+	}
+	for _, option := range startupOption.FindAllStringSubmatch(params["options"], -1) {
+		all[strings.ToLower(strings.ReplaceAll(option[1], "-", "_"))] = strings.ReplaceAll(option[2], `\`, "")
+	}
+	return all
+}
+
+// dangerous says what a setting of the connection does to the bridge; empty: nothing worth a word.
+// fatal: nothing can be written with it.
+func dangerous(name, value string) (danger string, fatal bool) {
+	value = strings.ToLower(strings.Trim(value, "' "))
+	yes := value == "on" || value == "true" || value == "yes" || value == "1"
+	none := strings.TrimRight(value, "a-z ") == "0" || value == "0" || value == "-1" || value == ""
+	switch {
+	case name == "default_transaction_read_only" && yes:
+		return "nothing can be written", true
+	case name == "client_encoding" && value != "utf8" && value != "utf-8" && value != "unicode" && value != "":
+		return "text is sent as UTF-8", true
+	case name == "statement_timeout" && !none, name == "transaction_timeout" && !none:
+		return "batches have limits of their own, but migrations, new partitions and retention may never get done", false
+	case name == "default_transaction_isolation" && value != "read committed" && value != "read uncommitted":
+		return "replicas that write the same rows fail each other's batches, which are then repeated", false
+	case name == "session_replication_role" && value != "origin":
+		return "triggers and foreign keys of your tables are not applied", false
+	}
+	return "", false
 }
 
 // rotate takes user and password from the file, which may have changed since the start.
