@@ -14,9 +14,9 @@ const (
 	// A broker that closes connections without a word, one of them younger than shortLife, and lets
 	// the client in again each time at the first attempt, is most likely being used by another client
 	// with the same id: Mosquitto up to 2.0.14 says nothing when it drops the older of the two. Two
-	// such ends within suspectWindow are named, and so is one young end when the next attempt succeeds;
-	// two connections that died young, of which this client is then the one that comes back too often,
-	// make it stay away.
+	// such ends within suspectWindow are named, and so is one young end when the next attempt succeeds.
+	// Whose connections die young again and again is the one that comes back too often: after two it
+	// slows down, and from the third on it stays away.
 	shortLife     = 5 * time.Second
 	suspectCount  = 2
 	suspectWindow = 2 * time.Minute
@@ -32,8 +32,8 @@ const (
 	// random while, so that they do not meet again in step.
 	takeoverLeast, takeoverMost = 15 * time.Second, 60 * time.Second
 	// Who only suspects it has come back several times already. Against one that comes back at once,
-	// this is two connections in 45 s.
-	suspectLeast = 30 * time.Second
+	// the second is two connections in 45 s.
+	suspectFirst, suspectLeast = 5 * time.Second, 30 * time.Second
 )
 
 // backoff decides how long to wait before the next round of connection attempts. It never says 0:
@@ -71,7 +71,10 @@ func (b *backoff) lost(now time.Time, lifetime time.Duration, code byte, silent 
 	}
 	b.silent = append(b.silent, silentEnd{now, lifetime < shortLife})
 	young := b.young(now)
-	b.flapping = b.flapping || b.reached && young >= suspectCount
+	if b.reached && young >= suspectCount {
+		b.floor = max(b.floor, suspectFirst)
+		b.flapping = b.flapping || young > suspectCount
+	}
 	return young > 0 && len(b.silent) >= suspectCount
 }
 

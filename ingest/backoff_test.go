@@ -46,8 +46,9 @@ func TestBackoff(t *testing.T) {
 			{lost: time.Hour, code: 0x8E, min: 15 * s, max: 60 * s, named: true},
 			{lost: time.Millisecond, code: 0x8E, min: 15 * s, max: 60 * s, named: true},
 		},
-		"dropped young twice: the one that comes back stays away from now on": {
+		"dropped young again and again: the one that comes back slows down, and stays away from then on": {
 			{lost: 4 * s, silent: true, min: s / 2, max: s},
+			{lost: 4 * s, silent: true, min: 5 * s, max: 7500 * time.Millisecond, named: true},
 			{lost: 4 * s, silent: true, min: 30 * s, max: 60 * s, named: true},
 			{lost: s, silent: true, min: 30 * s, max: 60 * s, named: true},
 			{lost: 20 * s, silent: true, min: 30 * s, max: 60 * s, named: true}, // not stable yet
