@@ -91,7 +91,7 @@ type conn struct {
 	header    [5]byte
 	passing   []byte // to be given to paho first,
 	passLeft  int    // then so many bytes of reader
-	completed []byte // PUBCOMPs to be written
+	completed []byte // PUBCOMPs to be written: a burst of PUBRELs is answered in one write
 
 	writeMu sync.Mutex
 	out     []byte
@@ -109,10 +109,14 @@ func (c *conn) ended() bool { return c.ctx.Err() != nil }
 
 func (c *conn) cause() error { return context.Cause(c.ctx) }
 
-// watchedReader notes when bytes arrive, a whole buffer at a time.
+// watchedReader notes when bytes arrive, a whole buffer at a time. Before it waits for more, the PUBCOMPs
+// that were collected leave: the next packet may be long on its way.
 type watchedReader struct{ c *conn }
 
 func (r watchedReader) Read(p []byte) (int, error) {
+	if err := r.c.writeCompleted(); err != nil {
+		return 0, err
+	}
 	n, err := r.c.raw.Read(p)
 	if n > 0 {
 		r.c.keepAlive.read()
@@ -153,12 +157,6 @@ func (c *conn) read(p []byte) (int, error) {
 
 // packet reads the fixed header of the next packet and deals with the packet as its type asks.
 func (c *conn) packet() error {
-	// PUBCOMPs wait while more input is at hand: a burst of PUBRELs is answered in one write.
-	if c.reader.Buffered() == 0 {
-		if err := c.writeCompleted(); err != nil {
-			return err
-		}
-	}
 	header := c.header[:0]
 	first, err := c.reader.ReadByte()
 	if err != nil {
@@ -190,6 +188,11 @@ func (c *conn) packet() error {
 		return c.publish(flags, length)
 	case packets.PUBREL:
 		return c.pubrel(flags, length)
+	case packets.CONNACK, packets.PUBACK, packets.SUBACK, packets.UNSUBACK, packets.PINGRESP, packets.DISCONNECT:
+	default:
+		// There is no other that this client could have asked for, and paho is not made for them: its answer
+		// to a PUBREC dereferences a connection that may be gone.
+		return c.refuse(protocolError(fmt.Sprintf("unexpected packet of type %d", kind)))
 	}
 	if length > maxControlPacket {
 		return c.refuse(&packetError{code: codePacketTooLarge, text: fmt.Sprintf("packet of type %d has %d bytes", kind, length)})
@@ -240,10 +243,28 @@ func (c *conn) note(kind byte, whole, body []byte) error {
 	if err != nil {
 		return c.refuse(malformed("CONNACK: " + err.Error()))
 	}
-	if ack := p.Content.(*packets.Connack); ack.ReasonCode < codeUnspecifiedError {
-		c.session.accepted(c, ack)
+	ack := p.Content.(*packets.Connack)
+	if ack.ReasonCode >= codeUnspecifiedError {
+		return nil
 	}
+	if text := connackFault(ack.Properties); text != "" {
+		return c.refuse(protocolError("CONNACK: " + text))
+	}
+	c.session.accepted(c, ack)
 	return nil
+}
+
+// connackFault says what in a successful CONNACK cannot be lived with, or returns the empty string.
+func connackFault(p *packets.Properties) string {
+	switch {
+	case p.AuthMethod != "":
+		// CONNECT had none, so this one must not either [MQTT-4.12.0-6]. paho would call a handler that is
+		// not there.
+		return "Authentication Method, though none was asked for"
+	case p.ReceiveMaximum != nil && *p.ReceiveMaximum == 0:
+		return "Receive Maximum is 0" // the status could never be published
+	}
+	return ""
 }
 
 // publish takes a PUBLISH of length bytes after the fixed header out of the stream and delivers it.

@@ -162,8 +162,18 @@ func TestConnRefuses(t *testing.T) {
 		"PUBREL flags [MQTT-3.6.1-1]":           {connack + "60 02 0001", "e00181", "PUBREL"},
 		"PUBREL too short":                      {connack + "62 01 00", "e00181", "PUBREL"},
 		"Remaining Length of five bytes":        {connack + "30 ffffffff01", "e00181", "four bytes"},
-		"an enormous SUBACK":                    {connack + "90 ffffff7f", "e00195", "packet too large"},
-		"an enormous CONNACK":                   {"20 ffffff7f", "e00195", "packet too large"},
+		// paho calls an authentication handler that is not there, and the process is gone.
+		"an Authentication Method, though none was asked for": {"20 07 00 00 04 15 0001 'a'", "e00182", "Authentication Method"},
+		"Receive Maximum 0, MQTT 5 section 3.2.2.3.3":         {"20 06 00 00 03 21 0000", "e00182", "Receive Maximum"},
+		// paho answers a PUBREC on a connection that it may just have dropped, and the process is gone.
+		"PUBREC, though nothing was published with QoS 2":  {connack + "50 02 0001", "e00182", "type 5"},
+		"PUBCOMP, though nothing was published with QoS 2": {connack + "70 02 0001", "e00182", "type 7"},
+		"AUTH without an Authentication Method":            {connack + "f0 00", "e00182", "type 15"},
+		"AUTH before CONNACK":                              {"f0 02 18 00", "e00182", "type 15"},
+		"a packet that only clients send":                  {connack + "c0 00", "e00182", "type 12"},
+		"a packet type that does not exist":                {connack + "00 00", "e00182", "type 0"},
+		"an enormous SUBACK":                               {connack + "90 ffffff7f", "e00195", "packet too large"},
+		"an enormous CONNACK":                              {"20 ffffff7f", "e00195", "packet too large"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -475,6 +485,25 @@ func TestPubcompDoesNotWaitForTheBudget(t *testing.T) {
 		}
 		r.broker.Close()
 	})
+}
+
+// The packet behind a PUBREL may be long on its way.
+func TestPubcompDoesNotWaitForTheNextPacket(t *testing.T) {
+	for _, next := range []string{"30", "32 07 0001 't'", "90 04 00", "60"} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newPipeRig(t, nil)
+			r.say("62 02 0009" + next)
+			synctest.Wait()
+			_ = r.broker.SetReadDeadline(time.Now().Add(time.Minute))
+			got := make([]byte, 4)
+			if _, err := io.ReadFull(r.broker, got); err != nil || fmt.Sprintf("%x", got) != "70020009" {
+				t.Errorf("before the rest of %s: got %x, err %v", next, got, err)
+			}
+			if err := r.end(); !errors.Is(err, io.ErrUnexpectedEOF) {
+				t.Errorf("read ended with %v", err)
+			}
+		})
+	}
 }
 
 // A frame larger than the whole budget is delivered, alone.
