@@ -14,8 +14,10 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
 
 	"github.com/eclipse/paho.golang/packets"
+	"github.com/mqttpg/bridge/mapping"
 )
 
 // stream is a peer that says prepared bytes and remembers what it was told. It cuts what it says
@@ -532,6 +534,23 @@ func TestOversizedMessageIsAdmittedAlone(t *testing.T) {
 }
 
 // The length field is the broker's word. Nothing may be allocated before the budget allows it.
+// An empty user property is five bytes of a packet and many times that in memory.
+func TestUserPropertiesWeighOnTheBudget(t *testing.T) {
+	r := newIdleRig(t, nil, "mqtt://test")
+	frame := unhex(t, "0001 't'")
+	properties := bytes.Repeat([]byte{propUser, 0, 0, 0, 0}, 1000)
+	frame = append(frame, byte(len(properties)&0x7F|0x80), byte(len(properties)>>7))
+	frame = append(frame, properties...)
+	said := append(unhex(t, connack), fixedHeader(packets.PUBLISH<<4, len(frame))...)
+	if _, _, _, err := feed(t, r, nil, append(said, frame...)); !errors.Is(err, io.EOF) {
+		t.Fatal(err)
+	}
+	d := r.received(1)[0]
+	if least := len(frame) + 1000*int(unsafe.Sizeof(mapping.UserProperty{})); d.Size < least || r.session.cfg.Budget.Used() != int64(d.Size) {
+		t.Errorf("%d bytes held for a delivery of %d bytes, which takes %d at least", r.session.cfg.Budget.Used(), d.Size, least)
+	}
+}
+
 func TestNothingIsAllocatedBeforeTheBudget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newPipeRig(t, func(cfg *Config) { cfg.Budget = NewBudget(1000) })

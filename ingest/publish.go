@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/mqttpg/bridge/mapping"
@@ -71,10 +72,10 @@ func decodePublish(flags byte, frame []byte) (publish, error) {
 	if err != nil {
 		return p, malformed("PUBLISH: Topic Name " + err.Error())
 	}
-	if text := topicFault(topic); text != "" {
-		return p, malformed("PUBLISH: Topic Name " + text)
+	if bytes.ContainsAny(topic, "+#") { // [MQTT-3.3.2-2] [MQTT-4.7.1-1]
+		return p, malformed("PUBLISH: Topic Name contains a wildcard")
 	}
-	p.topic = string(topic)
+	p.topic = wellFormed(topic)
 	if p.qos > 0 {
 		if p.packetID, err = r.uint16(); err != nil {
 			return p, malformed("PUBLISH: Packet Identifier " + err.Error())
@@ -148,10 +149,7 @@ func (p *publish) decodeProperty(id uint32, r *fieldReader) (err error) {
 		if err != nil {
 			return err
 		}
-		if b[0] > 1 {
-			return protocolError("PUBLISH: Payload Format Indicator is neither 0 nor 1")
-		}
-		p.payloadFormat = &b[0]
+		p.payloadFormat = &b[0] // nobody asks for it, so any value will do: Mosquitto forwards 2
 	case propMessageExpiry:
 		v, err := r.uint32()
 		if err != nil {
@@ -162,14 +160,10 @@ func (p *publish) decodeProperty(id uint32, r *fieldReader) (err error) {
 		p.contentType, err = r.utf8()
 		return err
 	case propResponseTopic:
-		b, err := r.binary()
-		if err != nil {
-			return err
-		}
-		if text := topicFault(b); text != "" { // [MQTT-3.3.2-14]
-			return malformed("PUBLISH: Response Topic " + text)
-		}
-		p.responseTopic = string(b)
+		// Nobody answers, so a wildcard in it will do: [MQTT-3.3.2-14] is the publisher's to keep, and
+		// Mosquitto does not see to it.
+		p.responseTopic, err = r.utf8()
+		return err
 	case propCorrelationData:
 		p.correlationData, err = r.binary()
 		return err
@@ -217,8 +211,30 @@ func utf8Fault(b []byte) string {
 	return ""
 }
 
-// topicFault says what makes b no Topic Name, or returns the empty string. The empty name is
-// decodePublish's to judge.
+// wellFormed is b as a string in which every byte that makes it no UTF-8 Encoded String is written as
+// \xHH.
+//
+// [MQTT-4.13.1-1] would have the connection closed. But the fault is a publisher's that the broker has let
+// pass, as EMQX up to 6.2 does: after every reconnection the broker would send the same message again, and
+// nothing behind it would ever arrive.
+func wellFormed(b []byte) string {
+	if utf8Fault(b) == "" {
+		return string(b)
+	}
+	var s strings.Builder
+	for len(b) > 0 {
+		r, n := utf8.DecodeRune(b)
+		if r == 0 || r == utf8.RuneError && n == 1 {
+			fmt.Fprintf(&s, `\x%02X`, b[0])
+		} else {
+			s.Write(b[:n])
+		}
+		b = b[n:]
+	}
+	return s.String()
+}
+
+// topicFault says what makes b no Topic Name, or returns the empty string.
 func topicFault(b []byte) string {
 	if text := utf8Fault(b); text != "" {
 		return text
@@ -230,7 +246,7 @@ func topicFault(b []byte) string {
 }
 
 // fieldReader takes the basic data types of MQTT 5 section 1.5 from the front of rest. Its errors
-// are errShort, or a *packetError for a string that is no UTF-8.
+// are errShort, or a *packetError for a Variable Byte Integer that is none.
 type fieldReader struct{ rest []byte }
 
 // take returns the next n bytes without room to append, so that no field can grow into the next.
@@ -290,8 +306,5 @@ func (r *fieldReader) utf8() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if text := utf8Fault(b); text != "" {
-		return "", malformed("PUBLISH: a string property " + text)
-	}
-	return string(b), nil
+	return wellFormed(b), nil
 }
