@@ -299,6 +299,10 @@ func (c *conn) publish(flags byte, length int) error {
 	if err != nil {
 		return c.refuse(err)
 	}
+	if unpacked := p.unpacked(); unpacked > 0 {
+		c.session.cfg.Budget.Charge(int64(unpacked))
+		size += unpacked
+	}
 	delivered = c.session.deliver(c.ctx, &Delivery{
 		Message: mapping.Message{
 			Topic:           p.topic,
