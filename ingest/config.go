@@ -43,6 +43,9 @@ type Config struct {
 	Unsubscribed func(ctx context.Context) error
 	QoS          byte // asked for; less granted is a failure that Status shows
 
+	// Behind, when set, names the routes that one of Filters is for, so that a refusal can name them.
+	Behind func(filter string) []string
+
 	KeepAlive     time.Duration // whole seconds, 0 to 65535; 0 = off
 	SessionExpiry time.Duration // whole seconds; longer than any outage to be survived
 

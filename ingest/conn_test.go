@@ -616,14 +616,14 @@ func TestGenerationRisesWithEachConnack(t *testing.T) {
 func TestGranted(t *testing.T) {
 	r := newIdleRig(t, nil, "mqtt://test")
 	_, _, _, _ = feed(t, r, nil, unhex(t, connack))
-	if g, want := r.session.Status().Granted, (Granted{time.Hour, 65535, 2, 0, true, true, true, true}); g != want {
+	if g, want := r.session.Status().Granted, (Granted{time.Hour, 65535, 2, 0, true, true, true, true, r.session.cfg.KeepAlive}); g != want {
 		t.Errorf("defaults: %+v", g)
 	}
-	_, _, _, _ = feed(t, r, nil, unhex(t, "20 1a 00 00 17 11 0000003c 21 0005 24 01 25 00 27 00001000 28 00 29 00 2a 00"))
-	if g, want := r.session.Status().Granted, (Granted{time.Minute, 5, 1, 4096, false, false, false, false}); g != want {
+	_, _, _, _ = feed(t, r, nil, unhex(t, "20 1d 00 00 1a 13 0007 11 0000003c 21 0005 24 01 25 00 27 00001000 28 00 29 00 2a 00"))
+	if g, want := r.session.Status().Granted, (Granted{time.Minute, 5, 1, 4096, false, false, false, false, 7 * time.Second}); g != want {
 		t.Errorf("granted: %+v", g)
 	}
-	if r.logs.FilterMessageSnippet("keeps the session for less time").Len() != 1 {
+	if n := r.tellings("the broker keeps a session for 1m0s without a connection, 1h0m0s was asked for"); n != 1 {
 		t.Error("the shorter session expiry goes unmentioned")
 	}
 }

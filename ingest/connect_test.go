@@ -397,7 +397,7 @@ func TestRefusedSubscriptionShowsAndIsRepeated(t *testing.T) {
 	r.awaitState(StateSubscribed)
 	pub.publish("secret/x", "", 1)
 	r.settle(r.received(2)[1])
-	if n := r.logs.FilterMessage("subscription is not granted").Len(); n != 1 {
+	if n := r.tellings("subscription to $share/test/"); n != 1 {
 		t.Errorf("the refusal is logged %d times", n)
 	}
 	r.close()
@@ -471,7 +471,7 @@ func TestWhatTheBrokerCannotDo(t *testing.T) {
 			if sub := st.Subscriptions[0]; st.State != StateConnected || sub.OK || sub.ReasonCode != test.code || !strings.Contains(sub.Text, test.text) {
 				t.Errorf("status %+v", st)
 			}
-			if n := r.logs.FilterMessage("subscription is not granted").Len(); n != 1 {
+			if n := r.tellings("subscription to $share/test/"); n != 1 {
 				t.Errorf("logged %d times", n)
 			}
 			r.close()

@@ -60,6 +60,7 @@ type Session struct {
 	lostReason  string    // why the last connection ended, as a metric label
 	contested   bool      // it ended so soon, or in such a way, that somebody else may have taken the client id
 	contestedAt time.Time // when that was last probable
+	told        []Finding // by the self-check, so that it is not told again
 	unnoted     bool      // BeginIncarnation has not succeeded for incarnation yet
 	backoff     backoff
 	started     bool
@@ -265,6 +266,7 @@ func (s *Session) Status() Status {
 	st, c := s.status, s.conn
 	st.Subscriptions = append([]Subscription(nil), st.Subscriptions...)
 	st.Contested = !s.contestedAt.IsZero() && time.Since(s.contestedAt) < suspectWindow
+	st.Findings = append([]Finding(nil), st.Findings...)
 	s.mu.Unlock()
 	if c != nil {
 		k := &c.keepAlive
@@ -325,19 +327,27 @@ func (s *Session) buildConnect(cp *paho.Connect, u *url.URL) (*paho.Connect, err
 	// No Maximum Packet Size: a broker throws larger messages away without a word to anybody, and
 	// tells the publisher that all is well.
 
-	username, password := s.cfg.Username, ""
-	if user := s.credentials[u]; username == "" && user != nil {
+	if err := s.cfg.logIn(cp, s.credentials[u]); err != nil {
+		return nil, err
+	}
+	return cp, nil
+}
+
+// logIn enters user name and password into a CONNECT; user is what the URL says.
+func (cfg *Config) logIn(cp *paho.Connect, user *url.Userinfo) error {
+	username, password := cfg.Username, ""
+	if username == "" && user != nil {
 		username = user.Username()
 		password, _ = user.Password()
-	} else if s.cfg.Password != nil {
+	} else if cfg.Password != nil {
 		var err error
-		if password, err = s.cfg.Password(); err != nil {
-			return nil, fmt.Errorf("read the password: %w", err)
+		if password, err = cfg.Password(); err != nil {
+			return fmt.Errorf("read the password: %w", err)
 		}
 	}
 	cp.Username, cp.UsernameFlag = username, username != ""
 	cp.Password, cp.PasswordFlag = []byte(password), password != ""
-	return cp, nil
+	return nil
 }
 
 // beforeAttempts is autopaho's ReconnectBackoff, also called before the first attempt.
@@ -453,7 +463,7 @@ func (s *Session) accepted(c *conn, ack *packets.Connack) {
 	st.State = StateConnected
 	st.ConnectedSince = time.Now()
 	st.SessionPresent = ack.SessionPresent
-	st.Granted = grantedBy(ack.Properties, s.cfg.SessionExpiry)
+	st.Granted = grantedBy(ack.Properties, s.cfg.SessionExpiry, s.cfg.KeepAlive)
 	st.Subscriptions = s.unanswered()
 	s.cfg.Metrics.connected.WithLabelValues(s.clientID).Set(1)
 	if s.known {
@@ -473,16 +483,13 @@ func (s *Session) accepted(c *conn, ack *packets.Connack) {
 		s.cfg.Metrics.sessionLost.WithLabelValues(s.clientID).Inc()
 		s.log.Warn("the broker lost the session: what it held for this client id is gone")
 	}
-	if st.Granted.SessionExpiry < s.cfg.SessionExpiry {
-		s.log.Warn("the broker keeps the session for less time than asked for",
-			zap.Duration("asked", s.cfg.SessionExpiry), zap.Duration("granted", st.Granted.SessionExpiry))
-	}
+	s.selfCheck()
 	s.known = true
 }
 
 // grantedBy are the limits in the properties of CONNACK; what is absent has the protocol's default.
-func grantedBy(p *packets.Properties, asked time.Duration) Granted {
-	g := Granted{SessionExpiry: asked, ReceiveMaximum: 65535, MaximumQoS: 2, Retain: true, WildcardSubs: true, SharedSubs: true, SubscriptionIDs: true}
+func grantedBy(p *packets.Properties, expiry, keepAlive time.Duration) Granted {
+	g := Granted{SessionExpiry: expiry, KeepAlive: keepAlive, ReceiveMaximum: 65535, MaximumQoS: 2, Retain: true, WildcardSubs: true, SharedSubs: true, SubscriptionIDs: true}
 	if p == nil {
 		return g
 	}
@@ -497,6 +504,9 @@ func grantedBy(p *packets.Properties, asked time.Duration) Granted {
 	}
 	if p.MaximumPacketSize != nil {
 		g.MaximumPacketSize = *p.MaximumPacketSize
+	}
+	if p.ServerKeepAlive != nil { // [MQTT-3.1.2-21]
+		g.KeepAlive = time.Duration(*p.ServerKeepAlive) * time.Second
 	}
 	g.Retain = p.RetainAvailable == nil || *p.RetainAvailable == 1
 	g.WildcardSubs = p.WildcardSubAvailable == nil || *p.WildcardSubAvailable == 1

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -299,4 +300,14 @@ func TestDeliversEachQoS(t *testing.T) {
 	}
 	again.settle(again.all()...)
 	again.close()
+}
+
+// tellings is how many lines of the self-check begin with what.
+func (r *rig) tellings(what string) (n int) {
+	for _, entry := range r.logs.FilterMessage("delivery self-check").All() {
+		if text, _ := entry.ContextMap()["what"].(string); strings.HasPrefix(text, what) {
+			n++
+		}
+	}
+	return n
 }

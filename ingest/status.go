@@ -26,6 +26,7 @@ type Status struct {
 	SessionPresent bool      // what the last CONNACK said
 	Granted        Granted
 	Subscriptions  []Subscription
+	Findings       []Finding // of the self-check, as of the last CONNACK and SUBACK
 
 	KeepAliveEffective time.Duration // after Server Keep Alive; 0 = off
 	LastPingReq        time.Time
@@ -53,6 +54,7 @@ type Granted struct {
 	WildcardSubs      bool
 	SharedSubs        bool
 	SubscriptionIDs   bool
+	KeepAlive         time.Duration // Server Keep Alive, or else what was asked for; 0 = off
 }
 
 // Subscription is the broker's answer to one topic filter.

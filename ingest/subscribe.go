@@ -205,16 +205,12 @@ func (s *Session) subscribeOnce(c *conn, manager *autopaho.ConnectionManager) (o
 		return 0, false // the next connection begins anew
 	}
 	for i := range subs {
-		if subs[i].OK {
-			continue
-		}
-		open++
-		if before := s.status.Subscriptions[i]; before.Text != subs[i].Text { // not the same line at each retry
-			s.log.Error("subscription is not granted", zap.String("filter", subs[i].Filter),
-				zap.String("reason", subs[i].Text), zap.Uint8("reason_code", subs[i].ReasonCode))
+		if !subs[i].OK {
+			open++
 		}
 	}
 	s.status.Subscriptions = subs
+	s.selfCheck()
 	if open == 0 {
 		s.status.State = StateSubscribed
 		s.log.Info("subscribed", zap.Int("filters", len(subs)), zap.Uint8("qos", s.cfg.QoS))
