@@ -182,7 +182,9 @@ var (
 // read connects to the broker at u, subscribes, and takes in what comes, until the connection ends or
 // is of no more use. It returns why.
 func (w *Watch) read(ctx context.Context, u *url.URL) error {
-	nc, err := dial(ctx, u, w.files)
+	bare := *u // user name and password go into CONNECT
+	bare.User = nil
+	nc, err := dial(ctx, &bare, w.files)
 	if err != nil {
 		return err
 	}
