@@ -13,6 +13,7 @@ type Report struct {
 	Reasons  []string         `json:"reasons"` // why Status is not ok, most important first
 	Broker   []Session        `json:"broker"`  // the sessions this process owns; empty on a hot standby
 	Share    Share            `json:"share"`
+	Delivery Delivery         `json:"delivery"`
 	Database Database         `json:"database"`
 	Routes   map[string]Route `json:"routes"`
 	Process  Process          `json:"process"`
@@ -79,6 +80,42 @@ type Subscription struct {
 	ReasonCode byte   `json:"reason_code"`
 	OK         bool   `json:"ok"`     // granted with the QoS that was asked for
 	Reason     string `json:"reason"` // what is wrong; empty when OK
+}
+
+// Delivery is the self-check: what the broker grants and is known for, and what that means.
+type Delivery struct {
+	BrokerVersion string `json:"broker_version"` // in the broker's words, or unknown
+	Watch         Watch  `json:"watch"`
+	// MessagesDropped is the broker's own count since it started, for all of its clients together; null
+	// while it does not tell. MessagesDroppedSeen is by how much it rose while this process looked on.
+	MessagesDropped     *uint64   `json:"messages_dropped"`
+	MessagesDroppedSeen uint64    `json:"messages_dropped_seen"`
+	LastDrop            Instant   `json:"last_drop"`
+	Outage              Outage    `json:"outage"`
+	Findings            []Finding `json:"findings"` // the gravest first
+}
+
+// Watch is the connection that reads what the broker tells of itself below $SYS.
+type Watch struct {
+	State    string `json:"state"`     // waiting, asking, reading, unavailable, or off
+	Reason   string `json:"reason"`    // why nothing can be read; empty while all is well
+	ClientID string `json:"client_id"` // empty when off
+}
+
+// Outage is how long a database outage the broker's queue survives at the present rate.
+type Outage struct {
+	ReceivedPerS *float64 `json:"received_per_s"` // QoS 1 and 2, all sessions of this process, over about a minute; null while unknown
+	QueueLimit   *int     `json:"queue_limit"`    // BRIDGE_BROKER_QUEUE_LIMIT; null = not set, 0 = no limit
+	Seconds      *float64 `json:"seconds"`        // null while unknown or without limit
+	Text         string   `json:"text"`           // the same for people
+}
+
+// Finding is one line of the self-check.
+type Finding struct {
+	Severity    string `json:"severity"` // error, warning or info
+	What        string `json:"what"`
+	Consequence string `json:"consequence"`
+	Remedy      string `json:"remedy"` // empty where nothing is to be done
 }
 
 // Database is the link to PostgreSQL.
@@ -202,6 +239,8 @@ const (
 	staleAfter = 1.5
 	// unacknowledgedAfter is far beyond any commit, and well before people ask where their data is.
 	unacknowledgedAfter = 60 * time.Second
+	// droppedWithin is how long a loss at the broker stays a reason: long enough for somebody to look.
+	droppedWithin = 15 * time.Minute
 )
 
 // judge fills in Status and Reasons. Down means that no message can be written: the database or
@@ -223,6 +262,10 @@ func (r *Report) judge(now time.Time) {
 			subscribed++
 			r.Reasons = append(r.Reasons, s.complaints(now)...)
 		}
+	}
+	if d := &r.Delivery; !d.LastDrop.IsZero() && now.Sub(d.LastDrop.Time) < droppedWithin {
+		r.Reasons = append(r.Reasons, fmt.Sprintf("broker: threw messages away, at least %d while the bridge looked on, the last at %s",
+			d.MessagesDroppedSeen, d.LastDrop.UTC().Format(time.RFC3339)))
 	}
 	for _, name := range sortedNames(r.Routes) {
 		if reason := r.Routes[name].Failing; reason != "" {

@@ -33,6 +33,10 @@ func healthy() Report {
 			LastPingReq: Instant{now}, LastPingResp: Instant{now}, RTTMS: &rtt, LastReceived: Instant{now},
 			Subscriptions: []Subscription{{Filter: "$share/bridge/#", ReasonCode: 1, OK: true}},
 		}},
+		Delivery: Delivery{ // what is only worth knowing degrades nothing
+			BrokerVersion: "mosquitto version 2.0.11", Watch: Watch{State: "reading"},
+			Findings: []Finding{{Severity: "warning", What: "old"}},
+		},
 		Database: Database{State: "up", PingMS: &ping, Prepared: true, MigrationVersion: 1},
 		Routes:   map[string]Route{"telemetry": {Received: 5, Written: 3, Duplicate: 1, InFlight: 1}},
 		Process:  Process{State: Running},
@@ -133,6 +137,7 @@ func TestReadyz(t *testing.T) {
 }
 
 func TestHealthStatus(t *testing.T) {
+	recent := time.Now().Add(-14 * time.Minute)
 	for _, c := range []struct {
 		name    string
 		change  func(*Report)
@@ -169,6 +174,12 @@ func TestHealthStatus(t *testing.T) {
 			"failing route", func(r *Report) { r.Routes["a"] = Route{Failing: "permission denied"} }, Degraded,
 			[]string{"route a: permission denied"},
 		},
+		{"the broker threw messages away", func(r *Report) {
+			r.Delivery.MessagesDroppedSeen, r.Delivery.LastDrop = 85, Instant{recent}
+		}, Degraded, []string{"broker: threw messages away, at least 85 while the bridge looked on, the last at " + recent.UTC().Format(time.RFC3339)}},
+		{"the broker threw messages away, long ago", func(r *Report) {
+			r.Delivery.MessagesDroppedSeen, r.Delivery.LastDrop = 85, Instant{time.Now().Add(-16 * time.Minute)}
+		}, OK, []string{}},
 		{"database down", func(r *Report) { r.Database.State, r.Database.LastError = "down", "refused" }, Down, []string{"database: refused"}},
 		{"commits are retried", func(r *Report) { r.Database.LastError = "disk full" }, Degraded, []string{"database: disk full"}},
 		{"no session connected", func(r *Report) { r.Broker[0].State = "backoff" }, Down, []string{"broker bridge-0: backoff"}},
@@ -208,13 +219,17 @@ func TestHealthDocument(t *testing.T) {
 		got  []string
 		want string
 	}{
-		{"document", names(doc), "broker database process reasons routes share status"},
+		{"document", names(doc), "broker database delivery process reasons routes share status"},
 		{"session", names(session), "client_id connected_since contested granted in_flight keep_alive_effective_s last_pingreq last_pingresp " +
 			"last_reason last_reason_code last_received oldest_unacknowledged_s paused ping_outstanding receive_maximum reconnects rtt_ms " +
 			"session_present state subscriptions url"},
 		{"granted", names(session["granted"]), "broker_receive_maximum maximum_qos retain_available session_expiry_s " +
 			"shared_subscription_available subscription_identifiers_available wildcard_subscription_available"},
 		{"share", names(doc["share"]), "drained in_use name replicas retiring"},
+		{"delivery", names(doc["delivery"]), "broker_version findings last_drop messages_dropped messages_dropped_seen outage watch"},
+		{"watch", names(doc["delivery"].(map[string]any)["watch"]), "client_id reason state"},
+		{"outage", names(doc["delivery"].(map[string]any)["outage"]), "queue_limit received_per_s seconds text"},
+		{"finding", names(doc["delivery"].(map[string]any)["findings"].([]any)[0]), "consequence remedy severity what"},
 		{"database", names(doc["database"]), "last_commit last_error migration_version ping_ms pool prepared state"},
 		{"pool", names(doc["database"].(map[string]any)["pool"]), "idle in_use max total"},
 		{"route", names(doc["routes"].(map[string]any)["telemetry"]), "dead_lettered duplicate failing in_flight received skipped warning written"},
@@ -238,7 +253,7 @@ func TestHealthDocument(t *testing.T) {
 		t.Errorf("memory %v", m)
 	}
 	empty := get(t, serverOf(Report{}), "GET", "/health").Body.String()
-	if strings.Contains(empty, `"broker": null`) || strings.Contains(empty, `"routes": null`) {
+	if strings.Contains(empty, `"broker": null`) || strings.Contains(empty, `"routes": null`) || strings.Contains(empty, `"findings": null`) {
 		t.Errorf("lists are null: %s", empty)
 	}
 	impossible := healthy()

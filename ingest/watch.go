@@ -111,9 +111,10 @@ func (w *Watch) Status() WatchStatus {
 // Run watches until ctx is done.
 func (w *Watch) Run(ctx context.Context) {
 	failures := 0
-	for pause(ctx, w.pauses.look) {
+	for ctx.Err() == nil {
 		u := w.target()
 		if u == nil {
+			pause(ctx, w.pauses.look)
 			continue
 		}
 		began := time.Now()
@@ -140,21 +141,17 @@ func (w *Watch) Run(ctx context.Context) {
 			w.enter(WatchWaiting, err.Error())
 			w.log.Debug("the connection that reads $SYS ended", zap.Error(err))
 		}
-		if !pause(ctx, jitter(wait/2, wait)) {
-			return
-		}
+		pause(ctx, jitter(wait/2, wait))
 	}
 }
 
-// pause waits for d, and says whether ctx lasted.
-func pause(ctx context.Context, d time.Duration) bool {
+// pause waits for d or the end of ctx.
+func pause(ctx context.Context, d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-		return true
 	case <-ctx.Done():
-		return false
 	}
 }
 

@@ -27,6 +27,7 @@ const prefix = "BRIDGE"
 // without the prefix too.
 type config struct {
 	MQTT             mqttConfig
+	Broker           brokerConfig
 	Database         databaseConfig
 	Schema           text `default:"bridge" desc:"schema of the bridge's own tables"`
 	Migrate          text `default:"on" oneof:"on off" desc:"whether run applies pending migrations first"`
@@ -66,6 +67,11 @@ type mqttConfig struct {
 	SessionExpiry  duration  `split_words:"true" default:"24h" desc:"how long the broker keeps a session without a connection; longer than any outage"`
 	ReceiveMaximum integer   `split_words:"true" default:"2000" desc:"in-flight window per session, 1 to 32767"`
 	StatusTopic    text      `split_words:"true" desc:"when set: retained online below <topic>/<client id> after connect, offline as Will and before a clean disconnect"`
+	Watch          text      `default:"on" oneof:"on off" desc:"one more connection that reads the broker's version and its count of dropped messages below $SYS"`
+}
+
+type brokerConfig struct {
+	QueueLimit limit `split_words:"true" unset:"unknown" desc:"most messages the broker queues for a client, 0 = no limit (Mosquitto's max_queued_messages, EMQX's max_mqueue_len); no broker tells, and it says how long an outage may last"`
 }
 
 type databaseConfig struct {

@@ -38,6 +38,8 @@ var contract = map[string]string{
 	"BRIDGE_MQTT_SESSION_EXPIRY":   "24h",
 	"BRIDGE_MQTT_RECEIVE_MAXIMUM":  "2000",
 	"BRIDGE_MQTT_STATUS_TOPIC":     "",
+	"BRIDGE_MQTT_WATCH":            "on",
+	"BRIDGE_BROKER_QUEUE_LIMIT":    "",
 	"BRIDGE_DATABASE_URL":          "",
 	"BRIDGE_DATABASE_URL_FILE":     "",
 	"BRIDGE_SCHEMA":                "bridge",
@@ -365,6 +367,9 @@ func TestWrongConfigurations(t *testing.T) {
 				`BRIDGE_MQTT_SESSIONS: "none": expected a whole number`, "BRIDGE_BATCH_MAX_MESSAGES:",
 			},
 		},
+		{"queue limit", []string{"BRIDGE_BROKER_QUEUE_LIMIT=-1", "BRIDGE_MQTT_WATCH=yes"}, []string{
+			`BRIDGE_BROKER_QUEUE_LIMIT: "-1": expected a whole number from 0`, `BRIDGE_MQTT_WATCH: "yes": expected one of on, off`,
+		}},
 		{"receive maximum too great", []string{"BRIDGE_MQTT_RECEIVE_MAXIMUM=32768"}, []string{"BRIDGE_MQTT_RECEIVE_MAXIMUM:"}},
 		{
 			"sizes",

@@ -28,6 +28,8 @@ type pipeline struct {
 	acks []ingest.Ack // of the batch being settled
 
 	received  atomic.Uint64 // messages of all kinds
+	queueable atomic.Uint64 // first deliveries with QoS 1 and 2: what the broker would have queued in an outage
+	arrivals  rate          // of queueable
 	tidy      chan struct{} // closed when nothing is subscribed that is not wanted
 	tidied    sync.Once
 	heldBytes atomic.Int64  // of the budget, by messages on the line
@@ -85,6 +87,9 @@ func (p *pipeline) deliver(_ context.Context, d *ingest.Delivery) {
 	p.heldBytes.Add(int64(size))
 	if d.Message.QoS > 0 {
 		p.owed.Add(1)
+		if !d.Dup {
+			p.queueable.Add(1)
+		}
 	}
 	p.writer.Enqueue(store.Entry{
 		Message: &d.Message, Outcomes: outcomes, Size: size, ReceivedAt: d.Message.ReceivedAt,

@@ -111,6 +111,7 @@ func (s *service) report() health.Report {
 		}
 	}
 
+	r.Delivery = s.delivery(pipelines)
 	for _, c := range s.counters.Snapshot() {
 		r.Routes[c.Route] = health.Route{
 			Received: c.Received, Written: c.Written, Duplicate: c.Duplicate, DeadLettered: sum(c.DeadLettered),

@@ -72,6 +72,8 @@ type service struct {
 	leases   *store.Leases
 	budget   *ingest.Budget
 	mqtt     ingest.Config // but for Deliver
+	watch    *ingest.Watch // nil: BRIDGE_MQTT_WATCH is off
+	outage   *prometheus.GaugeVec
 
 	mu        sync.Mutex
 	state     string
@@ -112,6 +114,15 @@ func newService(ctx context.Context, cfg *config, log *zap.Logger) (*service, er
 	s.budget = ingest.NewBudget(int64(cfg.MaxInflightBytes.value))
 	s.mqtt = cfg.ingest(log)
 	s.mqtt.Budget, s.mqtt.Metrics = s.budget, ingest.NewMetrics(s.registry)
+	s.outage = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "bridge_outage_tolerance_seconds",
+		Help: "How long a database outage the broker's queue survives at the present rate, +Inf without a limit; absent while unknown.",
+	}, nil)
+	s.registry.MustRegister(s.outage)
+	if cfg.MQTT.Watch.value == "on" {
+		s.watch = cfg.watch(log, s.connectedTo)
+		s.registry.MustRegister(s.watch)
+	}
 	return s, nil
 }
 
@@ -135,7 +146,7 @@ func (cfg *config) ingest(log *zap.Logger) ingest.Config {
 		CAFile: m.CAFile.value, CertFile: m.CertFile.value, KeyFile: m.KeyFile.value, ServerName: m.ServerName.value,
 		ShareName: shareName, Filters: cfg.routes.Filters(), QoS: byte(m.QoS.value),
 		KeepAlive: m.Keepalive.value, SessionExpiry: m.SessionExpiry.value, ReceiveMaximum: uint16(m.ReceiveMaximum.value),
-		StatusTopic: m.StatusTopic.value, Log: log,
+		StatusTopic: m.StatusTopic.value, Behind: cfg.routes.Behind, Log: log,
 	}
 }
 
@@ -225,6 +236,10 @@ func (s *service) work(ctx, beside context.Context) {
 	beside, leave := context.WithCancel(beside)
 	var tasks sync.WaitGroup
 	tasks.Go(func() { s.tables.Maintain(beside) })
+	tasks.Go(func() { s.measure(beside) })
+	if s.watch != nil {
+		tasks.Go(func() { s.watch.Run(beside) })
+	}
 	if err := s.leases.Run(ctx, s.hold); err != nil {
 		s.addUnclean(fmt.Errorf("hold sessions: %w", err))
 	}

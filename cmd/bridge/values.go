@@ -52,6 +52,7 @@ type described interface {
 type (
 	text      = setting[string, textFormat]
 	integer   = setting[int, integerFormat]
+	limit     = setting[*int, limitFormat]
 	duration  = setting[time.Duration, durationFormat]
 	size      = setting[int, sizeFormat]
 	names     = setting[[]string, namesFormat]
@@ -73,6 +74,22 @@ func (integerFormat) parse(text string) (int, error) {
 		return 0, errors.New("expected a whole number")
 	}
 	return n, nil
+}
+
+type limitFormat struct{}
+
+func (limitFormat) kind() string { return "integer" }
+
+// parse returns nil where nothing is said.
+func (limitFormat) parse(text string) (*int, error) {
+	if text == "" {
+		return nil, nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 0 {
+		return nil, errors.New("expected a whole number from 0")
+	}
+	return &n, nil
 }
 
 type durationFormat struct{}
