@@ -29,7 +29,8 @@ type Finding struct {
 }
 
 // CheckGrants compares what cfg asks for with what a broker granted in CONNACK and SUBACK. A
-// subscription that has no answer yet is passed over. It has no side effects.
+// subscription that has no answer yet is passed over. What CONNACK rules out (shared, wildcard and
+// overlapping subscriptions) is told with the subscriptions concerned. It has no side effects.
 func CheckGrants(cfg *Config, granted Granted, subs []Subscription) []Finding {
 	var found []Finding
 	add := func(s Severity, what, consequence, remedy string) {
@@ -40,17 +41,6 @@ func CheckGrants(cfg *Config, granted Granted, subs []Subscription) []Finding {
 			continue
 		}
 		found = append(found, cfg.refusal(sub))
-	}
-	told := func(code byte) bool { // for each filter already
-		return slices.ContainsFunc(subs, func(sub Subscription) bool { return sub.ReasonCode == code && sub.Text != notAnswered })
-	}
-	if cfg.ShareName != "" && !granted.SharedSubs && !told(codeSharedNotSupported) {
-		add(SeverityError, "the broker has no shared subscriptions", "no route gets anything",
-			"set BRIDGE_MQTT_MODE=exclusive, which uses plain subscriptions")
-	}
-	if !granted.WildcardSubs && !told(codeWildcardNotSupport) && slices.ContainsFunc(cfg.Filters, func(f string) bool { return strings.ContainsAny(f, "+#") }) {
-		add(SeverityError, "the broker has no wildcard subscriptions", "routes with + or # in their filter get nothing",
-			"name every topic in the routes, or use another broker")
 	}
 	if granted.MaximumQoS < cfg.QoS {
 		add(SeverityWarning, fmt.Sprintf("the broker takes messages with QoS %d at most, QoS %d was asked for", granted.MaximumQoS, cfg.QoS),
@@ -80,10 +70,6 @@ func CheckGrants(cfg *Config, granted Granted, subs []Subscription) []Finding {
 			add(SeverityInfo, "the broker keeps no retained messages", "RETAINED=store has nothing to store at the time of subscription", "")
 		}
 	}
-	if !granted.SubscriptionIDs && len(cfg.Filters) > 1 {
-		add(SeverityInfo, "the broker has no subscription identifiers",
-			"of filters that overlap in part, nobody can tell which one a copy of a message answers", "")
-	}
 	return found
 }
 
@@ -91,7 +77,7 @@ func CheckGrants(cfg *Config, granted Granted, subs []Subscription) []Finding {
 func (cfg *Config) refusal(sub Subscription) Finding {
 	f := Finding{
 		Severity: SeverityError, What: "subscription to " + sub.Filter + ": " + sub.Text,
-		Consequence: "nothing is received for it", Remedy: "allow this filter to the bridge's user at the broker",
+		Consequence: "nothing is received for it",
 	}
 	if cfg.Behind != nil {
 		if names := cfg.Behind(strings.TrimPrefix(sub.Filter, cfg.subscription(""))); len(names) > 0 {
@@ -104,6 +90,10 @@ func (cfg *Config) refusal(sub Subscription) Finding {
 		f.Remedy = fmt.Sprintf("allow QoS %d at the broker, or set BRIDGE_MQTT_QOS=%d if that will do", cfg.QoS, sub.ReasonCode)
 	case sub.ReasonCode == codeSharedNotSupported:
 		f.Remedy = "set BRIDGE_MQTT_MODE=exclusive, which uses plain subscriptions"
+	case sub.ReasonCode == codeNotAuthorized, sub.ReasonCode == codeUnspecifiedError && strings.HasPrefix(sub.Text, refusedText):
+		f.Remedy = "allow this filter to the bridge's user at the broker"
+	case sub.ReasonCode == codePacketTooLarge:
+		f.Remedy = "raise the broker's limit of the packet size"
 	case sub.ReasonCode == codeWildcardNotSupport:
 		f.Remedy = "name every topic in the route, or use another broker"
 	}

@@ -68,22 +68,19 @@ func TestCheckGrants(t *testing.T) {
 			asked: func(c *Config) { c.KeepAlive = 0 },
 			want:  []string{"info: the broker sets the keep alive to 15s, 0s was asked for → each side notices sooner"},
 		},
-		"Shared Subscription Available 0": {
-			granted: func(g *Granted) { g.SharedSubs = false },
-			want:    []string{"error: the broker has no shared subscriptions → no route gets anything [set BRIDGE_MQTT_MODE=exclusive"},
-		},
 		"no shared subscriptions where plain ones were asked for": {
 			asked:   func(c *Config) { c.ShareName = "" },
 			granted: func(g *Granted) { g.SharedSubs = false },
 		},
-		"a filter that CONNACK rules out, told once": {
+		"Shared Subscription Available 0": {
 			granted: func(g *Granted) { g.SharedSubs = false },
 			subs:    refused(codeSharedNotSupported, "the broker says in CONNACK: shared subscriptions not supported (0x9E)"),
 			want:    []string{"error: subscription to " + alarms + ": the broker says in CONNACK: shared subscriptions not supported (0x9E) → route alarms, audit gets nothing through it [set BRIDGE_MQTT_MODE=exclusive"},
 		},
 		"Wildcard Subscription Available 0": {
 			granted: func(g *Granted) { g.WildcardSubs = false },
-			want:    []string{"error: the broker has no wildcard subscriptions → routes with + or # in their filter get nothing"},
+			subs:    refused(codeWildcardNotSupport, "the broker says in CONNACK: wildcard subscriptions not supported (0xA2)"),
+			want:    []string{"error: subscription to " + alarms + ": the broker says in CONNACK: wildcard subscriptions not supported (0xA2) → route alarms, audit gets nothing through it [name every topic"},
 		},
 		"no wildcards where none are used": {
 			asked:   func(c *Config) { c.Filters = []string{"a/b"} },
@@ -91,12 +88,10 @@ func TestCheckGrants(t *testing.T) {
 		},
 		"Subscription Identifier Available 0": {
 			granted: func(g *Granted) { g.SubscriptionIDs = false },
-			want:    []string{"info: the broker has no subscription identifiers → of filters that overlap in part, nobody can tell"},
+			subs:    refused(codeSubIDsNotSupported, "the broker offers no Subscription Identifiers, and the filter overlaps devices/+/x: use one filter"),
+			want:    []string{"error: subscription to " + alarms + ": the broker offers no Subscription Identifiers, and the filter overlaps devices/+/x: use one filter → route alarms, audit gets nothing through it []"},
 		},
-		"no subscription identifiers with one filter": {
-			asked:   func(c *Config) { c.Filters = []string{"#"} },
-			granted: func(g *Granted) { g.SubscriptionIDs = false },
-		},
+		"no subscription identifiers, which nobody needs": {granted: func(g *Granted) { g.SubscriptionIDs = false }, subs: granted},
 		"Retain Available 0 with a status topic": {
 			asked:   func(c *Config) { c.StatusTopic = "status" },
 			granted: func(g *Granted) { g.Retain = false },

@@ -243,6 +243,9 @@ func (s *Session) overlapText(i int) string {
 // identifierSize is the greatest size of the property that carries a Subscription Identifier.
 const identifierSize = 5
 
+// refusedText begins the text of a subscription that SUBACK refuses.
+const refusedText = "the broker refused: "
+
 // subscribeOverhead is what a SUBSCRIBE has besides its filters: fixed header, packet identifier,
 // no properties.
 const subscribeOverhead = 5 + 2 + 1
@@ -292,7 +295,7 @@ func (s *Session) subscribeChunk(c *conn, manager *autopaho.ConnectionManager, s
 		sub.ReasonCode, sub.OK, sub.Text = code, false, ""
 		switch {
 		case code >= codeUnspecifiedError:
-			sub.Text = "the broker refused: " + describeCode(code, reason)
+			sub.Text = refusedText + describeCode(code, reason)
 		case code < s.cfg.QoS:
 			// Messages do come, but without the promise that was asked for. Solace for one grants
 			// shared subscriptions QoS 0 only.
