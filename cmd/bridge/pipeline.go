@@ -39,6 +39,7 @@ type pipeline struct {
 
 func (s *service) newPipeline(lease *store.Lease, log *zap.Logger) (*pipeline, error) {
 	p := &pipeline{lease: lease, routes: s.cfg.routes, budget: s.budget, log: log, settled: make(chan struct{}, 1), tidy: make(chan struct{})}
+	p.arrivals.observe(time.Now(), 0, false)
 	mqtt := s.mqtt
 	mqtt.Deliver, mqtt.Confirm = p.deliver, s.leases.Confirmed
 	mqtt.BeginIncarnation = func(ctx context.Context, incarnation uint64) error {
