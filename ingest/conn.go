@@ -363,8 +363,10 @@ func (c *conn) admit(qos byte, size int64) (bool, error) {
 //
 // No state of QoS 2 is kept: PUBREC is sent where PUBACK would be, after the commit and in the order
 // of receipt [MQTT-4.6.0-3]. A PUBLISH whose PUBREC got lost comes again with DUP and the same packet
-// id, just as for QoS 1, and is recognised in the same way. So is nothing gained by refusing an
-// unknown packet id with 0x92; the answer is success always, also to a PUBREL that says 0x92 itself.
+// id, just as for QoS 1, and is recognised in the same way [MQTT-4.3.3-10]. One that comes without DUP,
+// which only a broker that has gone back in time sends, is taken: it may be a new message. So is nothing
+// gained by refusing an unknown packet id with 0x92; the answer is success always, also to a PUBREL that
+// says 0x92 itself: the broker repeats PUBREL until it has the answer, to another process as well.
 func (c *conn) pubrel(flags byte, length int) error {
 	if flags != 0x02 { // [MQTT-3.6.1-1]
 		return c.refuse(malformed("PUBREL: reserved flags"))

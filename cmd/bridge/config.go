@@ -252,6 +252,10 @@ func (cfg *config) loadRoutes(found *problems, known map[string]string) {
 		cfg.warnAboutRetention(route)
 	}
 	cfg.warnAboutStatusTopic()
+	if cfg.MQTT.QoS.value == 2 {
+		cfg.warnings = append(cfg.warnings, "BRIDGE_MQTT_QOS=2 takes two more packets for each message and gives nothing that 1 does not give: "+
+			"rows are written once either way, and what publishers send with QoS 2 is told apart by the broker.")
+	}
 	for _, route := range cfg.routeConfigs {
 		if strings.TrimSpace(route.Retained) == "store" && cfg.MQTT.Mode.value == "shared" {
 			cfg.warnings = append(cfg.warnings, fmt.Sprintf("Route %s: RETAINED=store has no effect on shared subscriptions, to which brokers send no retained messages; "+

@@ -612,6 +612,20 @@ func TestRetainedNeedsPlainSubscriptions(t *testing.T) {
 	}
 }
 
+// TestQoS2IsAdvisedAgainst: it is served, and costs more than it gives.
+func TestQoS2IsAdvisedAgainst(t *testing.T) {
+	for _, qos := range []string{"0", "1", "2"} {
+		environment(t, "BRIDGE_MQTT_QOS="+qos)
+		cfg, err := loadConfig()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(cfg.warnings, "\n"); strings.Contains(got, "BRIDGE_MQTT_QOS=2 takes two more packets") != (qos == "2") {
+			t.Errorf("QoS %s: warnings %q", qos, got)
+		}
+	}
+}
+
 // TestSecretsStayHidden looks at what is logged about a configuration that is right.
 func TestSecretsStayHidden(t *testing.T) {
 	environment(t, "BRIDGE_MQTT_URLS=mqtt://user:hunter2@broker", "BRIDGE_MQTT_PASSWORD=hunter2", "BRIDGE_DATABASE_URL=postgres://u:hunter2@h:5432/d")
