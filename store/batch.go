@@ -2,6 +2,7 @@ package store
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 
 	"github.com/mqttpg/bridge/mapping"
@@ -20,6 +21,9 @@ type batch struct {
 	// searched says that an attempt has tried all routes, and knows which fail: the next ones try these
 	// first, and the others when none holds the batch up any more.
 	searched bool
+
+	// stubborn is how many attempts failed because of the server in the statement of a route.
+	stubborn int
 
 	// presumed is the outcome of the last attempt that failed: what counts if it was committed after all.
 	presumed *outcome
@@ -58,6 +62,8 @@ func newBatch(entries []Entry, known *ledger) *batch {
 			switch {
 			case outcome.Rejection != nil:
 				b.letters = append(b.letters, deadLetter{entry: e, route: outcome.Route.Name, reason: outcome.Rejection.Reason, detail: outcome.Rejection.Detail})
+			case tooLarge(outcome.Rows) != "":
+				b.letters = append(b.letters, deadLetter{entry: e, route: outcome.Route.Name, reason: ReasonDatabase, detail: tooLarge(outcome.Rows)})
 			case len(outcome.Rows) > 0:
 				at, known := position[outcome.Route]
 				if !known {
@@ -82,6 +88,21 @@ func newBatch(entries []Entry, known *ledger) *batch {
 		)
 	})
 	return b
+}
+
+// maxRow is the size in bytes of the largest row that is offered to the database. The protocol ends at
+// 1 GiB for a statement, and no repetition makes a larger one pass. A payload of 256 MiB, the most
+// that MQTT carries, becomes such a row when several columns hold it.
+const maxRow = 768 << 20
+
+// tooLarge says what is wrong with the size of rows; empty if nothing.
+func tooLarge(rows []mapping.Row) string {
+	for i := range rows {
+		if n := len(rows[i].Fields); n > maxRow {
+			return fmt.Sprintf("the row has %d MiB, a statement carries at most %d MiB", n>>20, maxRow>>20)
+		}
+	}
+	return ""
 }
 
 // redelivered counts a message whose outcome is committed already.

@@ -20,6 +20,10 @@ import (
 // at any time, and others wait.
 const routePause = time.Second
 
+// stubbornAttempts is how often the server may fail over a statement of a route for its own reasons, about
+// a minute, until the messages that it fails over are looked for and refused.
+const stubbornAttempts = 12
+
 // outcome is what an attempt made of a batch, true once it is committed.
 type outcome struct {
 	tallies tallies
@@ -64,6 +68,9 @@ func (w *Writer) commit(ctx context.Context, b *batch) (*outcome, error) {
 		if readOnly(err) {
 			w.pool.Reset() // all its connections lead to the old primary
 		}
+		if failed.route != nil && ofServer(err) {
+			b.stubborn++
+		}
 		wait := pause
 		if failed.verdict == verdictRoute {
 			wait = min(pause, routePause, w.tables.untilParked(failed.route))
@@ -86,7 +93,8 @@ func (w *Writer) attempt(ctx context.Context, b *batch) (*outcome, error) {
 	o := &outcome{tallies: tallies{}, letters: append([]deadLetter(nil), b.letters...)}
 	var live []*insertion
 	var broken error // of a route that holds the batch up
-	careful := false // something fails: the others must not wait for it within one transaction
+	// Something fails: the others must not wait for it within one transaction.
+	careful := b.stubborn >= stubbornAttempts
 	for i := range b.groups {
 		g := &b.groups[i]
 		failing := w.tables.failing(g.route)
@@ -163,13 +171,18 @@ func (w *Writer) attempt(ctx context.Context, b *batch) (*outcome, error) {
 	return o, nil
 }
 
+// refusals are the letters of an attempt, behind those that the batch brought along: of rows that the
+// database refused, and of routes that are parked.
+func (o *outcome) refusals(b *batch) []deadLetter { return o.letters[len(b.letters):] }
+
 // note tells the tables what became of the routes that were written.
 func (w *Writer) note(b *batch, live []*insertion, o *outcome) {
 	for _, in := range live {
 		route := in.plan.route
 		parked, why, refused := false, "", 0
-		for i := range o.letters {
-			if l := &o.letters[i]; l.route == route.Name {
+		refusals := o.refusals(b)
+		for i := range refusals {
+			if l := &refusals[i]; l.route == route.Name {
 				switch l.reason {
 				case ReasonTableUnusable:
 					parked = true
@@ -199,8 +212,8 @@ func presume(b *batch, live []*insertion, o *outcome) *outcome {
 			t.written++
 			t.rows += uint64(len(u.rows))
 		}
-		for i := range o.letters {
-			if l := &o.letters[i]; (l.reason == ReasonDatabase || l.reason == ReasonTableUnusable) && l.route == in.plan.route.Name {
+		for _, l := range o.refusals(b) {
+			if l.route == in.plan.route.Name {
 				t.written--
 			}
 		}

@@ -170,7 +170,9 @@ func (is *isolation) halve(ctx context.Context, in *insertion, g *group, units [
 	if !errors.As(err, &failed) {
 		return err
 	}
-	if ofRow := failed.verdict == verdictData || is.byRow && failed.verdict == verdictRoute && !waited(err); !ofRow {
+	ofRow := failed.verdict == verdictData || is.byRow && failed.verdict == verdictRoute && !waited(err) ||
+		is.batch.stubborn >= stubbornAttempts && failed.route != nil && ofServer(err)
+	if !ofRow {
 		return err
 	}
 	if _, err := run(ctx, is.conn, []*statement{{sql: "rollback to savepoint part"}, {sql: "release savepoint part"}}); err != nil {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/mqttpg/bridge/mapping"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 )
 
 // TestPoisonIsIsolated gives the table limits that the route knows nothing of and mixes messages
@@ -176,5 +177,50 @@ func TestDatabaseDetail(t *testing.T) {
 	}
 	if got := databaseDetail(fmt.Errorf("plain\x00")); got != "plain\uFFFD" {
 		t.Errorf("detail %q", got)
+	}
+}
+
+// TestRowTooLargeForAStatement: it can never be sent, so it must not hold up the line.
+func TestRowTooLargeForAStatement(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	l := newLine(t, pool, impatient(t), nil, telemetry)
+	route := l.routes.ByName("telemetry")
+	huge := []mapping.Row{{Fields: make([]byte, maxRow+1)}}
+	m := &mapping.Message{Topic: "devices/a/telemetry", Payload: []byte("much"), Seed: 1}
+	l.writer.Enqueue(Entry{Message: m, Outcomes: []mapping.Outcome{{Route: route, Rows: huge}}, PacketID: 1})
+	l.send("devices/a/telemetry", reading(1, 1))
+	l.flush()
+	l.want("telemetry", 2, 1, 0, 0)
+	wantLetters(t, pool, "devices/a/telemetry 0 f database the row has 768 MiB, a statement carries at most 768 MiB")
+}
+
+// TestServerGivesUpOverARow: no memory for one row, whenever it is tried.
+func TestServerGivesUpOverARow(t *testing.T) {
+	t.Parallel()
+	for _, code := range []string{"53200", "XX000"} {
+		t.Run(code, func(t *testing.T) {
+			t.Parallel()
+			_, pool := newDatabase(t)
+			l := newLine(t, pool, impatient(t), nil, telemetry, healthy)
+			if err := l.tables.Ensure(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			execute(t, pool, `create function exhaust() returns trigger language plpgsql as $$ begin
+					if new.device_id = 'huge' then raise 'out of memory' using errcode = '`+code+`'; end if; return new; end $$;
+				create trigger exhaust before insert on telemetry for each row execute function exhaust()`)
+			for i := range 5 {
+				l.send("devices/a/telemetry", reading(i, 1))
+			}
+			l.send("devices/huge/telemetry", reading(1, 1))
+			l.send("healthy/a", `{"ts":1}`)
+			l.flush()
+			l.want("telemetry", 6, 5, 0, 0)
+			l.want("healthy", 1, 1, 0, 0)
+			wantLetters(t, pool, "devices/huge/telemetry 0 f database SQLSTATE "+code)
+			if n := retries(l) + testutil.ToFloat64(l.metrics.retries.WithLabelValues("53")); n != stubbornAttempts {
+				t.Errorf("%g attempts were lost, want %d: it may have been for the moment", n, stubbornAttempts)
+			}
+		})
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/mqttpg/bridge/mapping"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
@@ -227,14 +228,17 @@ func (r *replay) round(ctx context.Context) (missed, more bool, err error) {
 		switch {
 		case err == nil:
 			claims, misses = claims[n:], 0
+		case size > 1 && ofLetter(err):
+			size = 1 // one of them is more than the server can bear: each alone
+		case ofLetter(err):
+			if err := r.blame(ctx, batch[0], err); err != nil {
+				return true, false, err
+			}
+			claims, missed, misses = claims[1:], true, misses+1
 		case unusable(err):
 			claims, missed, misses = claims[len(batch):], true, misses+1
-		case !ofLetter(err):
-			return true, false, err
-		case size > 1:
-			size = 1 // one of them is more than the server can bear: each alone
 		default:
-			claims, missed, misses = claims[1:], true, misses+1
+			return true, false, err
 		}
 	}
 	return missed, more && !missed, nil
@@ -242,10 +246,22 @@ func (r *replay) round(ctx context.Context) (missed, more bool, err error) {
 
 func unusable(err error) bool { return errors.As(err, new(*unusableError)) }
 
-// ofLetter says that an error may be due to one letter, such as one that takes too much memory.
+// ofLetter says that an error may be due to one letter, such as one that takes too much memory or time.
 func ofLetter(err error) bool {
 	pgErr := (*pgconn.PgError)(nil)
-	return errors.As(err, &pgErr) && (pgErr.Code == "53200" || pgErr.Code[:2] == "54" || pgErr.Code[:2] == "XX" || pgErr.Code[:2] == "22")
+	return ofServer(err) || errors.As(err, &pgErr) && pgErr.Code == "57014"
+}
+
+// blame notes that a letter was tried alone in vain. After some tries it is left to people.
+func (r *replay) blame(ctx context.Context, c claim, err error) error {
+	const tries = 5
+	_, err = r.pool.Exec(ctx, "update "+letterTable(r.cfg.Schema)+" set attempts = attempts + 1, detail = $2,"+
+		" reason = case when attempts + 1 >= $3 then $4 else reason end where id = $1 and replayed_at is null",
+		pgtype.UUID{Bytes: c.id, Valid: true}, databaseDetail(err), tries, string(ReasonDatabase))
+	if err != nil {
+		return fmt.Errorf("note a replay in vain: %w", err)
+	}
+	return nil
 }
 
 var (

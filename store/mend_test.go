@@ -260,3 +260,80 @@ bridge_route_failing{route="telemetry"} 1
 	l.want("telemetry", 7, 1, 0, 0)
 	l.want("healthy", 3, 3, 0, 0)
 }
+
+// park writes a parked message as an earlier process would have left it.
+func park(t *testing.T, l *line, topic, payload string) {
+	t.Helper()
+	id := bury(t, l.pool, strings.Split(topic, "/")[0], topic, payload)
+	execute(t, l.pool, fmt.Sprintf(`update bridge.dead_letters set reason = 'table_unusable' where id = '%x'`, id))
+}
+
+// TestParkedByAnEarlierProcess: several processes that start replay what is there, each message once,
+// and nothing that waits for another reason. One more dies in the middle of it.
+func TestParkedByAnEarlierProcess(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	l := newLine(t, pool, impatient(t), nil, bare)
+	if err := l.tables.Ensure(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	execute(t, pool, `alter table bare drop constraint bare_pkey`) // no key hides a second row
+	const parked = 1500
+	for i := range parked {
+		park(t, l, "bare/a", fmt.Sprint(i))
+	}
+	bury(t, pool, "bare", "bare/other", "1")
+	park(t, l, "gone/a", "{}")
+	park(t, l, "bare/bad", "no number")
+
+	dying, kill := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	tables := NewTables(pool, impatient(t), l.routes)
+	go func() { tables.Maintain(dying); close(ended) }()
+	eventually(t, "the replay is under way", func() bool {
+		return value[int](t, pool, `select count(*)::int from bridge.dead_letters where replayed_at is not null`) > 0
+	})
+	kill()
+	<-ended
+	l.maintain()
+	second := newLine(t, pool, impatient(t), nil, bare)
+	second.maintain()
+	eventually(t, "what can be is replayed", func() bool {
+		return value[int](t, pool, `select count(*)::int from bridge.dead_letters where replayed_at is not null`) == parked
+	})
+	eventually(t, "what cannot be has its own reason", func() bool {
+		return value[string](t, pool, `select reason from bridge.dead_letters where topic = 'bare/bad'`) != string(ReasonTableUnusable)
+	})
+	if n := value[int](t, pool, `select count(*)::int from bare where received_at = $1`, received); n != parked {
+		t.Errorf("%d rows, want %d", n, parked)
+	}
+	got := list[string](t, pool, `select topic || ' ' || reason from bridge.dead_letters where replayed_at is null order by 1`)
+	if want := []string{"bare/bad invalid_value", "bare/other invalid_payload", "gone/a table_unusable"}; !slices.Equal(got, want) {
+		t.Errorf("waiting %q, want %q", got, want)
+	}
+}
+
+// TestParkedMessageThatNoServerBears: it does not keep the others from being replayed, and is left to
+// people in the end.
+func TestParkedMessageThatNoServerBears(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	l := newLine(t, pool, impatient(t), nil, bare)
+	if err := l.tables.Ensure(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	execute(t, pool, `create function exhaust() returns trigger language plpgsql as $$ begin
+			if new.device_id = 'huge' then raise 'out of memory' using errcode = '53200'; end if; return new; end $$;
+		create trigger exhaust before insert on bare for each row execute function exhaust()`)
+	park(t, l, "bare/huge", "0")
+	for i := range 20 {
+		park(t, l, "bare/a", fmt.Sprint(i))
+	}
+	l.maintain()
+	eventually(t, "the others are replayed", func() bool {
+		return value[int](t, pool, `select count(*)::int from bare`) == 20
+	})
+	eventually(t, "it is left to people", func() bool {
+		return slices.Equal(list[string](t, pool, `select topic || ' ' || reason || ' ' || attempts from bridge.dead_letters where replayed_at is null`), []string{"bare/huge database 5"})
+	})
+}

@@ -281,6 +281,9 @@ func (r *replay) mapLetter(l *replayed) {
 			}
 			l.refuse(o.Rejection.Reason, detail)
 			return
+		case tooLarge(o.Rows) != "":
+			l.refuse(ReasonDatabase, tooLarge(o.Rows))
+			return
 		case len(o.Rows) > 0:
 			l.outcomes = append(l.outcomes, o)
 			l.rows += len(o.Rows)

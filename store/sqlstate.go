@@ -86,6 +86,13 @@ func waited(err error) bool {
 	return errors.As(err, &pgErr) && (pgErr.Code == "55P03" || pgErr.Code == "57014")
 }
 
+// ofServer says that the server gave up over a statement for reasons that are its own: no memory, or an
+// internal error. It is worth waiting, but not for ever: the statement may ask for what the server never has.
+func ofServer(err error) bool {
+	pgErr := (*pgconn.PgError)(nil)
+	return errors.As(err, &pgErr) && (pgErr.Code == "53200" || pgErr.Code == "XX000")
+}
+
 // errorClass is the closed set of labels for retries: the SQLSTATE class, or what came instead.
 func errorClass(err error) string {
 	pgErr := (*pgconn.PgError)(nil)

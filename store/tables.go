@@ -152,6 +152,9 @@ func (t *Tables) prepare(ctx context.Context, route *mapping.Route) (_ *plan, pa
 	if parked != "" {
 		return nil, parked, nil
 	}
+	if p == nil && err == nil { // another writer has failed in the meantime
+		err = fmt.Errorf("prepare table %s of route %s: %w", tableName(&route.Table), route.Name, &TableError{tableName(&route.Table), "has failed meanwhile"})
+	}
 	return p, "", err
 }
 

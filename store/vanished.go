@@ -32,8 +32,8 @@ func (w *Writer) recount(ctx context.Context, conn *pgx.Conn, b *batch, live []*
 			return
 		}
 		absent := uint64(len(units)) - there
-		for i := range o.letters {
-			if l := &o.letters[i]; l.reason == ReasonDatabase && l.route == route.Name {
+		for _, l := range o.refusals(b) {
+			if l.route == route.Name {
 				absent--
 			}
 		}
