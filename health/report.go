@@ -257,6 +257,9 @@ func (r *Report) judge(now time.Time) {
 	if r.Database.State == "up" && r.Database.Prepared && r.Database.LastError != "" {
 		r.Reasons = append(r.Reasons, "database: "+r.Database.LastError)
 	}
+	if r.Share.Replicas > 0 && r.Share.InUse == 0 {
+		r.Reasons = append(r.Reasons, "share "+r.Share.Name+": every session is out of use, so nobody receives messages; bridge sessions drain --undo puts one back")
+	}
 	for _, s := range r.Broker {
 		if s.State == "subscribed" {
 			subscribed++

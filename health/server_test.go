@@ -167,6 +167,10 @@ func TestHealthStatus(t *testing.T) {
 			},
 		},
 		{
+			"everything is drained", func(r *Report) { r.Broker, r.Share = nil, Share{Name: "plant", Replicas: 2, Drained: []int{0}} }, Degraded,
+			[]string{"share plant: every session is out of use, so nobody receives messages; bridge sessions drain --undo puts one back"},
+		},
+		{
 			"contested", func(r *Report) { r.Broker[0].Contested = true }, Degraded,
 			[]string{"broker bridge-0: probably another client uses client id bridge-0 (two releases with one share name, or a stuck old replica)"},
 		},

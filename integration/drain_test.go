@@ -77,6 +77,47 @@ func TestDrainUnderLoad(t *testing.T) {
 	load.waitAndCompare(t, s, true, bridges...)
 }
 
+// TestDrainOfAHaltedOwner asks for the session of a bridge that is halted with messages in its hands.
+// Whoever waits is told that the request stands; another bridge takes the session when its owner counts
+// as dead, and drains it.
+func TestDrainOfAHaltedOwner(t *testing.T) {
+	t.Parallel()
+	s := newScene(t)
+	env := merge(streamRoutes, map[string]string{"BRIDGE_MQTT_SESSIONS": "2", "BRIDGE_DATABASE_URL": s.database})
+	halted, other := s.start(t, env), s.launch(t, env)
+	eventually(t, "each bridge owns one session", func() (bool, string) {
+		one, two := sessionsOwned(t, halted), sessionsOwned(t, other)
+		return one == 1 && two == 1, fmt.Sprintf("they own %v and %v", one, two)
+	})
+	waitReady(t, other)
+	// The one that was there first has given the last session away.
+	load := newStreamLoad(9000)
+	stream := newPublisher(t, s.broker.URL(), "devices").startStream(t.Context(), t, load.messages, 500)
+	stream.waitSent(t, 2000)
+	must(t, halted.Pause())
+	code, stdout, stderr := provider.RunBridge(t, env, nil, "sessions", "drain", "0", "--timeout", "1s")
+	t.Logf("$ bridge sessions drain 0 --timeout 1s\n%s%s", stdout, stderr)
+	if code != 1 || !strings.Contains(stderr, "not drained within 1s") || !strings.Contains(stderr, "the request stands") {
+		t.Errorf("exit code %d", code)
+	}
+	code, stdout, stderr = provider.RunBridge(t, env, nil, "sessions", "drain", "0")
+	t.Logf("$ bridge sessions drain 0\n%s%s", stdout, stderr)
+	if code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	stream.waitSent(t, 7000)
+	must(t, halted.Resume())
+	eventually(t, "the halted bridge owns nothing any more", func() (bool, string) {
+		owned := sessionsOwned(t, halted)
+		return owned == 0, fmt.Sprintf("it owns %v", owned)
+	})
+	stream.wait()
+	load.waitAndCompare(t, s, true, halted, other)
+	if got := tableRows(t, s.database, `select index from bridge.sessions where owner is not null`); got["1"] != 1 || len(got) != 1 {
+		t.Errorf("held: %v", got)
+	}
+}
+
 // lastConnect is the broker's log line of the last time a client id was let in: "c0" says Clean Start 0.
 func lastConnect(t *testing.T, broker *provider.Broker, clientID string) string {
 	t.Helper()

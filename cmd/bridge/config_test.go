@@ -519,7 +519,7 @@ func TestWrongConfigurations(t *testing.T) {
 				"BRIDGE_DATABASE_URL=postgres://u:unter2@h/d?pool_max_conns=3&default_transaction_read_only=on&client_encoding=latin1&options=-c%20default_transaction_read_only%3Dtrue",
 			},
 			[]string{
-				`BRIDGE_SHUTDOWN_TIMEOUT: "999ms": expected at least 1s`, `BRIDGE_DATABASE_URL: "pool_max_conns=3": expected at least 4`,
+				`BRIDGE_SHUTDOWN_TIMEOUT: "999ms": expected at least 1s`, `BRIDGE_DATABASE_URL: "pool_max_conns=3": expected at least 5`,
 				`BRIDGE_DATABASE_URL: "default_transaction_read_only=true": expected a connection without it: nothing can be written`,
 				`BRIDGE_DATABASE_URL: "client_encoding=latin1": expected a connection without it`,
 			},

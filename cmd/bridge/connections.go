@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net"
 	"net/url"
@@ -155,7 +156,9 @@ func (cfg *config) validateDatabase(report reporter) {
 		pool.ConnConfig.RuntimeParams["application_name"] = "bridge"
 	}
 	cfg.validatePool(pool, variable, strings.Contains(dsn, "pool_max_conns"), report)
-	for name, value := range startupParameters(pool.ConnConfig.RuntimeParams) {
+	parameters := startupParameters(pool.ConnConfig.RuntimeParams)
+	for _, name := range slices.Sorted(maps.Keys(parameters)) {
+		value := parameters[name]
 		if danger, fatal := dangerous(name, value); fatal {
 			report(variable, name+"="+value, "expected a connection without it: "+danger)
 		} else if danger != "" {
@@ -168,19 +171,19 @@ func (cfg *config) validateDatabase(report reporter) {
 	cfg.pool = pool
 }
 
-// leastConns are one connection for a batch and one each for leases, maintenance and monitor, so that a
-// batch that waits for a lock keeps nobody from renewing the leases.
-const leastConns = 4
+// besideConns are one connection each for leases, maintenance, monitor and the replay of parked dead
+// letters, so that none that waits for a lock keeps another from renewing the leases.
+const besideConns = 4
 
 // validatePool looks at the size of the pool, and chooses it where that was not asked for.
 func (cfg *config) validatePool(pool *pgxpool.Config, variable string, asked bool, report reporter) {
-	enough := cfg.MQTT.Sessions.value + leastConns // a writer for each session that may be owned, and one spare
+	enough := cfg.MQTT.Sessions.value + besideConns // a writer for each session that may be owned
 	switch size := int(pool.MaxConns); {
 	case !asked:
 		pool.MaxConns = int32(max(size, enough))
-	case size < leastConns:
+	case size < 1+besideConns:
 		report(variable, fmt.Sprintf("pool_max_conns=%d", size),
-			fmt.Sprintf("expected at least %d: one connection for a batch, and one each for leases, partitions and health", leastConns))
+			fmt.Sprintf("expected at least %d: one connection for a batch, and one each for leases, partitions, health and replay", 1+besideConns))
 	case size < enough:
 		cfg.warnings = append(cfg.warnings, fmt.Sprintf("%s sets pool_max_conns=%d: a process that holds all %d sessions of BRIDGE_MQTT_SESSIONS wants %d connections, "+
 			"or batches and heartbeats wait for one another", variable, size, cfg.MQTT.Sessions.value, enough))
