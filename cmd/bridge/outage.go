@@ -90,6 +90,7 @@ func (f *outageFacts) outage() (told health.Outage, seconds float64) {
 	for _, r := range f.rates {
 		total += r
 	}
+	total = hundredths(total)
 	told.ReceivedPerS = &total
 	at := fmt.Sprintf("at %s messages/s on the busiest session", figure(busiest))
 	switch {
@@ -112,10 +113,13 @@ func (f *outageFacts) outage() (told health.Outage, seconds float64) {
 		told.Text = fmt.Sprintf("nothing arrives at present; %d messages of each session are held", f.holds(*f.queueLimit))
 	default:
 		told.Text = fmt.Sprintf("about %s: %d messages are held, %s", approximately(seconds), f.holds(*f.queueLimit), at)
-		told.Seconds = &seconds
+		shown := hundredths(seconds)
+		told.Seconds = &shown
 	}
 	return told, seconds
 }
+
+func hundredths(x float64) float64 { return math.Round(x*100) / 100 }
 
 // approximately is a duration for people.
 func approximately(seconds float64) string {
