@@ -36,7 +36,7 @@ type Session struct {
 	ClientID              string         `json:"client_id"`
 	ConnectedSince        Instant        `json:"connected_since"`
 	SessionPresent        bool           `json:"session_present"`
-	KeepAliveEffectiveS   float64        `json:"keep_alive_effective_s"` // Server Keep Alive where the broker sent one [MQTT-3.1.2-21]; 0 = off
+	KeepAliveEffectiveS   float64        `json:"keep_alive_effective_s"` // the shorter of ours and Server Keep Alive [MQTT-3.1.2-21]; 0 = off
 	LastPingReq           Instant        `json:"last_pingreq"`
 	LastPingResp          Instant        `json:"last_pingresp"`
 	RTTMS                 *float64       `json:"rtt_ms"` // PINGREQ to PINGRESP; null before the first

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/eclipse/paho.golang/autopaho"
 	"github.com/eclipse/paho.golang/packets"
 	"github.com/eclipse/paho.golang/paho"
 	mqtt "github.com/mochi-mqtt/server/v2"
@@ -261,6 +262,43 @@ func TestTakeoverWithoutReasonCode(t *testing.T) {
 	}
 }
 
+// paho may give an attempt up after its CONNACK: when the connection is lost while it sends again what
+// it has in store, or when the CONNACK came at the last moment.
+func TestAttemptThatFailsAfterConnack(t *testing.T) {
+	var noted []uint64
+	r := newIdleRig(t, func(cfg *Config) {
+		cfg.BeginIncarnation = func(_ context.Context, incarnation uint64) error {
+			noted = append(noted, incarnation)
+			return nil
+		}
+	}, "mqtt://test")
+	c, _, _, _ := feed(t, r, nil, unhex(t, connack))
+	if n := r.metric("bridge_mqtt_connected"); n != 1 {
+		t.Fatalf("connected metric %v after CONNACK", n)
+	}
+	r.session.attemptFailed(autopaho.NewConnackError(c.cause(), &paho.Connack{}))
+	st := r.session.Status()
+	if n := r.metric("bridge_mqtt_connected"); n != 0 || !st.ConnectedSince.IsZero() || st.State != StateBackoff {
+		t.Errorf("connected metric %v, status %+v", n, st)
+	}
+	if strings.Contains(st.LastReason, "success") || !strings.Contains(st.LastReason, "EOF") {
+		t.Errorf("reason %q", st.LastReason)
+	}
+	// The next CONNACK will say that the session is there. It is a new one all the same.
+	u, err := url.Parse(fakeBroker(t, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc, err := r.session.attempt(t.Context(), autopaho.ClientConfig{}, u)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc.Close()
+	if len(noted) != 1 || noted[0] != 1 {
+		t.Errorf("noted before the next connection: %v", noted)
+	}
+}
+
 // mTLS, WebSocket and both together, on one broker; then a rotation.
 func TestTransports(t *testing.T) {
 	pki := newPKI(t)
@@ -375,6 +413,18 @@ func TestStatusThatCannotBePublished(t *testing.T) {
 		return strings.Contains(r.session.Status().LastReason, "retain not supported") ||
 			r.logs.FilterMessageSnippet("status could not be published").Len() == 1
 	})
+}
+
+// Who may not publish the status has lost no message by that.
+func TestRefusedStatusIsNoLoss(t *testing.T) {
+	broker := startMochi(t, nil)
+	broker.publish = func(topic string) bool { return !strings.HasPrefix(topic, "state/") }
+	r := newRig(t, func(cfg *Config) { cfg.StatusTopic = "state" }, broker.url())
+	eventually(t, "a warning", func() bool { return r.logs.FilterMessageSnippet("status could not be published").Len() == 1 })
+	r.close() // would fail if Close told of messages that may come again
+	if n := r.logs.FilterMessageSnippet("status could not be published").Len(); n != 2 {
+		t.Errorf("%d warnings", n)
+	}
 }
 
 func TestRefusedSubscriptionShowsAndIsRepeated(t *testing.T) {
@@ -502,6 +552,21 @@ func TestServerKeepAlive(t *testing.T) {
 	r := newRig(t, func(cfg *Config) { cfg.KeepAlive = 60 * time.Second }, broker.url())
 	eventually(t, "the broker's keep alive", func() bool { return r.session.Status().KeepAliveEffective == 10*time.Second })
 	r.close()
+}
+
+// A Server Keep Alive longer than ours, or none, is no reason to notice a dead connection later. More
+// PINGREQs than the broker asks for are in order: [MQTT-3.1.2-21] sets the longest pause.
+func TestServerKeepAliveDoesNotBlind(t *testing.T) {
+	for name, connack := range map[string]string{"longer": "20 06 00 00 03 13 ffff", "off": "20 06 00 00 03 13 0000"} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, func(cfg *Config) { cfg.KeepAlive = 15 * time.Second }, scriptedBroker(t, connack, 1))
+			eventually(t, "a PINGRESP", func() bool { return r.session.Status().RTT > 0 })
+			if st := r.session.Status(); st.KeepAliveEffective != 15*time.Second {
+				t.Errorf("keep alive %s", st.KeepAliveEffective)
+			}
+			r.close()
+		})
+	}
 }
 
 func TestLifeCycle(t *testing.T) {

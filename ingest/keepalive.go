@@ -143,6 +143,11 @@ func (pinger) Run(ctx context.Context, nc net.Conn, keepAlive uint16) error {
 		return fmt.Errorf("keepalive on a foreign connection of type %T", nc)
 	}
 	interval := time.Duration(keepAlive) * time.Second
+	// A longer Server Keep Alive, or none, says how soon the broker gives a silent client up. How soon we
+	// notice a silent broker is ours to say: nothing forbids more PINGREQs than the broker asks for.
+	if own := c.session.cfg.KeepAlive; own > 0 && (interval == 0 || own < interval) {
+		interval = own
+	}
 	c.keepAlive.setInterval(interval)
 	if interval == 0 {
 		return nil

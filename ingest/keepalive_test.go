@@ -39,7 +39,7 @@ type pingRig struct {
 func newPingRig(t *testing.T, keepAlive uint16) *pingRig {
 	ours, theirs := net.Pipe()
 	r := &pingRig{
-		c: newConn(newIdleRig(t, nil, "mqtt://test").session, ours), peer: theirs,
+		c: newConn(newIdleRig(t, func(cfg *Config) { cfg.KeepAlive = time.Duration(keepAlive) * time.Second }, "mqtt://test").session, ours), peer: theirs,
 		requests: make(chan time.Time, 1000), result: make(chan error, 1),
 	}
 	r.c.generation.Store(1)

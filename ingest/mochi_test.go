@@ -22,6 +22,7 @@ type mochi struct {
 	mu       sync.Mutex
 	login    func(username, password string) bool
 	allow    func(filter string) bool
+	publish  func(topic string) bool
 	connects []packets.Packet // every CONNECT
 	acks     []packets.Packet // every PUBACK and PUBREC
 }
@@ -89,11 +90,14 @@ func (m *mochi) OnConnectAuthenticate(_ *mqtt.Client, pk packets.Packet) bool {
 	return m.login == nil || m.login(string(pk.Connect.Username), string(pk.Connect.Password))
 }
 
-// OnACLCheck asks allow for subscriptions.
+// OnACLCheck asks allow for subscriptions and publish for publications.
 func (m *mochi) OnACLCheck(_ *mqtt.Client, filter string, write bool) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return write || m.allow == nil || m.allow(filter)
+	if write {
+		return m.publish == nil || m.publish(filter)
+	}
+	return m.allow == nil || m.allow(filter)
 }
 
 // relay is a TCP proxy that counts connections and can cut them.

@@ -208,8 +208,8 @@ func (s *Session) Close(ctx context.Context) error {
 		if c != nil && c.generation.Load() != 0 && !c.ended() {
 			if err := c.barrier(ctx); err != nil {
 				errs = append(errs, fmt.Errorf("wait for the broker to see the acknowledgements: %w", err))
-			} else if err := s.publishStatus(ctx, c, manager, statusOffline); err != nil {
-				errs = append(errs, err)
+			} else {
+				s.publishStatus(ctx, c, manager, statusOffline)
 			}
 			c.leaving.Store(true)
 		}
@@ -413,7 +413,12 @@ func (s *Session) attempt(ctx context.Context, _ autopaho.ClientConfig, u *url.U
 func (s *Session) attemptFailed(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	c := s.conn
 	s.conn = nil
+	// There may have been a CONNACK all the same: paho gives up also when the connection is lost while it
+	// sends again what it has in store.
+	s.status.ConnectedSince = time.Time{}
+	s.cfg.Metrics.connected.WithLabelValues(s.clientID).Set(0)
 	if s.leaving {
 		return
 	}
@@ -427,6 +432,11 @@ func (s *Session) attemptFailed(err error) {
 		text = cause.Error() // the URL is known
 	}
 	switch {
+	case errors.As(err, &refused) && refused.ReasonCode < codeUnspecifiedError:
+		if c != nil && c.ended() {
+			text = c.cause().Error()
+		}
+		text = "the connection was lost right after CONNACK: " + text
 	case errors.As(err, &refused):
 		code = refused.ReasonCode
 		text = "the broker refused the connection: " + describeCode(code, refused.Reason)
@@ -455,6 +465,7 @@ func (s *Session) accepted(c *conn, ack *packets.Connack) {
 	s.generation++
 	if !ack.SessionPresent {
 		s.incarnation++
+		s.unnoted = s.cfg.BeginIncarnation != nil // until note says otherwise, whatever becomes of this connection
 	}
 	c.incarnation, c.present = s.incarnation, ack.SessionPresent
 	c.generation.Store(s.generation)

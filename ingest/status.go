@@ -28,7 +28,7 @@ type Status struct {
 	Subscriptions  []Subscription
 	Findings       []Finding // of the self-check, as of the last CONNACK and SUBACK
 
-	KeepAliveEffective time.Duration // after Server Keep Alive; 0 = off
+	KeepAliveEffective time.Duration // the shorter of ours and Server Keep Alive; 0 = off
 	LastPingReq        time.Time
 	LastPingResp       time.Time
 	RTT                time.Duration // of the last PINGRESP

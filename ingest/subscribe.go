@@ -58,9 +58,7 @@ func (s *Session) subscribe(c *conn, manager *autopaho.ConnectionManager) {
 			open, retry = 1, true
 		}
 		if round == 0 {
-			if err := s.publishStatus(c.ctx, c, manager, statusOnline); err != nil && !c.ended() {
-				s.log.Warn("the status could not be published", zap.Error(err))
-			}
+			s.publishStatus(c.ctx, c, manager, statusOnline)
 		}
 		if open == 0 {
 			return
@@ -102,7 +100,9 @@ func (s *Session) note(ctx context.Context, incarnation uint64) error {
 	err := s.cfg.BeginIncarnation(ctx, incarnation)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.unnoted = err != nil
+	if incarnation == s.incarnation { // or a later CONNACK has begun another one
+		s.unnoted = err != nil
+	}
 	return err
 }
 
@@ -324,22 +324,25 @@ func (s *Session) options(filter string) paho.SubscribeOptions {
 
 func (s *Session) statusTopic() string { return s.cfg.StatusTopic + "/" + s.clientID }
 
-// publishStatus publishes the retained status, if one is configured.
-func (s *Session) publishStatus(ctx context.Context, c *conn, manager *autopaho.ConnectionManager, status string) error {
+// publishStatus publishes the retained status, if one is configured. No message depends on it, so what
+// goes wrong is only logged, and it takes no longer than packetTimeout: paho would wait for ever for a
+// broker whose Receive Maximum is used up.
+func (s *Session) publishStatus(ctx context.Context, c *conn, manager *autopaho.ConnectionManager, status string) {
 	if s.cfg.StatusTopic == "" || c.ended() {
-		return nil
+		return
 	}
 	s.mu.Lock()
 	granted := s.status.Granted
 	s.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, packetTimeout)
+	defer cancel()
 	_, err := manager.Publish(ctx, &paho.Publish{
 		Topic:   s.statusTopic(),
 		Payload: []byte(status),
 		QoS:     min(1, granted.MaximumQoS),
 		Retain:  true,
 	})
-	if err != nil {
-		return fmt.Errorf("publish %s to %s: %w", status, s.statusTopic(), err)
+	if err != nil && !c.ended() {
+		s.log.Warn("the status could not be published", zap.String("topic", s.statusTopic()), zap.String("status", status), zap.Error(err))
 	}
-	return nil
 }
