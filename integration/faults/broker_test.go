@@ -2,7 +2,10 @@
 
 package faults
 
-import "time"
+import (
+	"context"
+	"time"
+)
 
 // brokerScenarios are those in which the broker or the way to it suffers.
 var brokerScenarios = []*scenario{
@@ -51,6 +54,35 @@ var brokerScenarios = []*scenario{
 		},
 	},
 	{
+		name: "broker restarts, shared subscription", short: true,
+		trouble: restartBroker,
+	},
+	{
+		name: "broker restarts, exclusive subscription", env: map[string]string{"BRIDGE_MQTT_MODE": "exclusive"},
+		trouble: restartBroker,
+	},
+	{
+		// The promise is for what the broker keeps: here it has saved everything before it dies, and the
+		// publisher waits for the subscription, which a shared one of Mosquitto has to make anew.
+		name:   "broker killed when it has saved",
+		broker: []string{"autosave_on_changes true", "autosave_interval 1"},
+		trouble: func(s *stage) {
+			db := s.connect()
+			defer func() { _ = db.Close(context.WithoutCancel(s.ctx)) }()
+			kills := 0
+			for ; kills == 0 || s.loading(); kills++ {
+				s.pause(500*time.Millisecond, 2*time.Second)
+				s.load.held.Store(true)
+				s.settle(db, 20*time.Second)
+				must(s.t, s.broker.Kill(s.ctx))
+				must(s.t, s.broker.Start(s.ctx))
+				s.awaitReady()
+				s.load.held.Store(false)
+			}
+			s.factf("%d kills", kills)
+		},
+	},
+	{
 		name:    "broker killed, shared subscription",
 		broker:  []string{"autosave_on_changes true", "autosave_interval 1"},
 		trouble: killBroker,
@@ -70,6 +102,18 @@ var brokerRollback = forgiveness{
 	missing: true, extra: true,
 	because: "Mosquitto acknowledges before it saves: what came after the last save is lost with it, " +
 		"and what it had delivered after it may come again without DUP",
+}
+
+func restartBroker(s *stage) {
+	restarts := 0
+	for ; s.loading(); restarts++ {
+		s.pause(500*time.Millisecond, 2*time.Second)
+		must(s.t, s.broker.Stop(s.ctx))
+		s.pause(0, 500*time.Millisecond)
+		must(s.t, s.broker.Start(s.ctx))
+		s.awaitReady()
+	}
+	s.factf("%d restarts", restarts)
 }
 
 func killBroker(s *stage) {

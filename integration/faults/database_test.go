@@ -5,6 +5,7 @@ package faults
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -116,20 +117,68 @@ var databaseScenarios = []*scenario{
 		},
 	},
 	{
-		name: "real deadlocks", env: map[string]string{"BRIDGE_MQTT_SESSIONS": "3"}, replicas: 3, calm: true,
+		name: "real deadlocks",
+		prepare: func(s *stage) { // after the second lock below, before the bridge gives up to wait for the first
+			s.execute("do $$ begin execute format('alter database %I set deadlock_timeout = %L', current_database(), '100ms'); end $$")
+		},
+		env: map[string]string{"BRIDGE_MQTT_SESSIONS": "3"}, replicas: 3, calm: true,
 		trouble: func(s *stage) {
 			for s.loading() {
 				s.deadlock()
 				s.pause(50*time.Millisecond, 500*time.Millisecond)
 			}
 			n := 0
-			s.until("a deadlock is counted", func() bool {
+			s.within(5*time.Second, func() bool {
 				n = s.number("select deadlocks::int from pg_stat_database where datname = current_database()")
 				return n > 0
 			})
+			if n == 0 {
+				s.t.Error("there was no deadlock")
+			}
 			s.factf("%d deadlocks", n)
 		},
 	},
+	{
+		name: "lock held on a table", calm: true, env: map[string]string{"BRIDGE_PARK_AFTER": "1s"},
+		trouble: func(s *stage) { s.lockTable(func() {}) },
+	},
+	{
+		name: "lock held on a table, bridge killed", env: map[string]string{"BRIDGE_PARK_AFTER": "1s"},
+		trouble: func(s *stage) {
+			s.lockTable(func() {
+				s.kill(s.bridges[0])
+				s.expire()
+				must(s.t, s.bridges[0].Start(s.ctx)) // it is not ready while it cannot look at a table
+			})
+		},
+	},
+}
+
+// lockTable holds a lock on one table until the load has ended and all others are complete.
+func (s *stage) lockTable(meanwhile func()) {
+	s.t.Helper()
+	db, other := s.connect(), s.connect()
+	defer func() {
+		_ = db.Close(context.WithoutCancel(s.ctx))
+		_ = other.Close(context.WithoutCancel(s.ctx))
+	}()
+	locked := pick(s, s.load.kinds[:6])
+	tx, err := db.Begin(s.ctx)
+	must(s.t, err)
+	_, err = tx.Exec(s.ctx, "lock table "+locked.name)
+	must(s.t, err)
+	for s.loading() {
+		s.pause(500*time.Millisecond, 3*time.Second)
+		meanwhile()
+	}
+	s.load.end()
+	healthy := slices.DeleteFunc(slices.Clone(s.load.kinds), func(k *kind) bool { return k == locked })
+	s.until("the other tables are complete", func() bool {
+		rows, want := s.load.arrived(s.t, other, healthy)
+		return rows >= want
+	})
+	must(s.t, tx.Commit(s.ctx))
+	s.factf("%s locked, %d of its messages parked", locked.name, s.number("select count(*)::int from bridge.dead_letters where reason = 'table_unusable'"))
 }
 
 // addSwitch makes every table of a route refuse rows with the SQLSTATE that stands in table trouble,
@@ -195,7 +244,7 @@ func (s *stage) deadlock() {
 		"set lock_timeout = '3s'",
 		"begin",
 		"lock table " + first.name + " in share row exclusive mode",
-		"select pg_sleep(0.1)",
+		"select pg_sleep(0.05)",
 	} {
 		if _, err := db.Exec(s.ctx, statement); err != nil {
 			s.t.Logf("%s: %v", statement, err)

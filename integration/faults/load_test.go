@@ -8,6 +8,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -100,6 +101,7 @@ type load struct {
 	pad     string
 	limit   int // messages in all; 0: until stop
 
+	held  atomic.Bool // publish nothing for now
 	stop  chan struct{}
 	once  sync.Once
 	done  chan struct{} // closed when all workers have ended
@@ -152,6 +154,9 @@ func (l *load) start(ctx context.Context) {
 			case now := <-ticker.C:
 				due = min(due+now.Sub(last).Seconds()*float64(l.rate), float64(l.rate)) // a pause is not made up for
 				last = now
+			}
+			if l.held.Load() {
+				due = 0
 			}
 			for ; due >= 1; due-- {
 				if l.limit > 0 && given == l.limit {
@@ -372,12 +377,13 @@ func (l *load) compare(t *testing.T, db *pgx.Conn) account {
 	return a
 }
 
-// arrived is how many rows and dead letters there are, and how many there have to be at least.
-func (l *load) arrived(t *testing.T, db *pgx.Conn) (rows, want int) {
+// arrived is how many rows and dead letters there are of some kinds, and how many there have to be at
+// least.
+func (l *load) arrived(t *testing.T, db *pgx.Conn, kinds []*kind) (rows, want int) {
 	t.Helper()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, k := range l.kinds {
+	for _, k := range kinds {
 		n := 0
 		must(t, db.QueryRow(t.Context(), "select coalesce(sum(count), 0)::int from ("+k.count+") as each(number, count)").Scan(&n))
 		rows += n

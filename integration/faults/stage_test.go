@@ -375,7 +375,7 @@ func (s *stage) drain(patience time.Duration) {
 	defer func() { _ = db.Close(context.WithoutCancel(s.ctx)) }()
 	before, changed := -1, time.Now()
 	for time.Since(changed) < patience {
-		rows, want := s.load.arrived(s.t, db)
+		rows, want := s.load.arrived(s.t, db, s.load.kinds)
 		if rows != before {
 			before, changed = rows, time.Now()
 		}
@@ -384,10 +384,16 @@ func (s *stage) drain(patience time.Duration) {
 		}
 		time.Sleep(200 * time.Millisecond)
 	}
+	s.settle(db, patience)
+}
+
+// settle waits until nothing changes any more and the bridges have nothing in flight.
+func (s *stage) settle(db *pgx.Conn, patience time.Duration) {
+	s.t.Helper()
 	quiet, state := 0, ""
 	s.within(patience, func() bool {
 		time.Sleep(200 * time.Millisecond)
-		rows, _ := s.load.arrived(s.t, db)
+		rows, _ := s.load.arrived(s.t, db, s.load.kinds)
 		now, busy := fmt.Sprint(rows), false
 		for _, w := range s.watchers {
 			if w.bridge.PID() != 0 {
