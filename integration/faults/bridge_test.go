@@ -3,6 +3,7 @@
 package faults
 
 import (
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -74,8 +75,8 @@ var bridgeScenarios = []*scenario{
 				// A PUBACK has four bytes: most of these limits cut one in two.
 				s.brokerLink.toxic("limit_data", upstream, map[string]any{"bytes": s.rng.IntN(400)})
 				s.until("the link is cut", func() bool { return s.lostConnections() > lost })
-				if s.rng.IntN(2) == 0 {
-					s.brokerLink.mend() // this time the same process reconnects
+				if cuts%3 == 0 { // the same process reconnects; several cuts in a row make it hesitate
+					s.brokerLink.mend()
 					s.ready(s.bridges[0])
 					continue
 				}
@@ -230,16 +231,17 @@ func kindsOfTwoSchemas() []*kind {
 	return kinds
 }
 
-// connections is how often the broker has let a bridge in.
+// connections is how often the broker has let a session in.
 func (s *stage) connections() int {
-	n := 0
-	for line := range strings.Lines(s.broker.Logs(s.ctx)) {
-		if strings.Contains(line, "New client connected") && strings.Contains(line, " as bridge-") {
-			n++
-		}
-	}
-	return n
+	return len(connected.FindAllString(s.broker.Logs(s.ctx), -1))
 }
+
+// What the broker logs of the sessions, whose client ids end in a number; the bridge may have other
+// connections.
+var (
+	connected = regexp.MustCompile(`New client connected from .* as bridge-\d+ \(`)
+	lost      = regexp.MustCompile(`Client bridge-\d+ (closed its connection|disconnected|has exceeded timeout)`)
+)
 
 // killAndMend kills the only bridge while its links are bad, mends them and starts it again.
 func (s *stage) killAndMend() {
@@ -260,13 +262,7 @@ func (s *stage) loseAnswerOfCommit() {
 	s.within(300*time.Millisecond, func() bool { return s.batches() > before+1 })
 }
 
-// lostConnections is how often a bridge's connection to the broker has ended.
+// lostConnections is how often a session's connection to the broker has ended.
 func (s *stage) lostConnections() int {
-	n := 0
-	for line := range strings.Lines(s.broker.Logs(s.ctx)) {
-		if strings.Contains(line, "Client bridge-") && (strings.Contains(line, "closed its connection") || strings.Contains(line, "disconnected")) {
-			n++
-		}
-	}
-	return n
+	return len(lost.FindAllString(s.broker.Logs(s.ctx), -1))
 }

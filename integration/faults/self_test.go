@@ -29,7 +29,7 @@ func TestMatrixCanFail(t *testing.T) {
 		},
 		after: func(s *stage) {
 			s.drain(0)
-			s.execute("delete from several where n = 0 and v = 1", "delete from bridge.dead_letters where payload = '{\"poison\":0'")
+			s.execute("delete from several where v = 1 and n = (select min(n) from (select n from several group by n having count(*) = 3) as whole)", "delete from bridge.dead_letters where payload = '{\"poison\":0'")
 		},
 		patience: 1,
 	}
