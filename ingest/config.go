@@ -55,6 +55,11 @@ type Config struct {
 	// it in good faith; Budget bounds the memory.
 	ReceiveMaximum uint16
 
+	// MaxMessageBytes is the greatest PUBLISH that is held whole, its topic and properties included; 0:
+	// what the protocol allows, 256 MB. Of a larger one the beginning is delivered, see Delivery.Cut, and
+	// the rest is read and let go.
+	MaxMessageBytes int
+
 	// StatusTopic, when set, gets a retained "online" at <StatusTopic>/<client id> after every
 	// connect, and "offline" as Will and before a clean disconnect.
 	StatusTopic string
@@ -74,6 +79,21 @@ type Config struct {
 	// because what is published until the subscription stands is not queued for anybody. After an error
 	// the session subscribes, leaves at once, and comes back when a later call has succeeded.
 	BeginIncarnation func(ctx context.Context, incarnation uint64) error
+
+	// BeginConnection, when set, is called when the broker is reached, before CONNECT, with the Attempt of
+	// the deliveries to come. ctx gives it two seconds; after an error the connection is made all the
+	// same.
+	BeginConnection func(ctx context.Context, attempt uint64) error
+
+	// Confirmed, when set, is told the Ack.Number of the last acknowledgement that the broker has
+	// certainly seen: a PINGREQ follows each write of acknowledgements, unless one is still unanswered.
+	// It must not block.
+	Confirmed func(number uint64)
+
+	// CommonSessions says that all URLs lead to one broker, or to a cluster whose nodes know each other's
+	// sessions. Without it a session that is present behind another URL than the last one counts as a new
+	// incarnation: packet identifiers of unrelated brokers have nothing to do with each other.
+	CommonSessions bool
 
 	// Confirm, when set, is asked before a reconnection that follows a takeover or a connection that did
 	// not last: an error says that somebody else may have the right to the client id by now, and no
@@ -95,11 +115,25 @@ type Delivery struct {
 	// before is void then. 0: the broker still has the session that it had before this Session.
 	Incarnation uint64
 
+	// Attempt rises with every connection that was begun, whether the broker accepted it or not.
+	Attempt uint64
+	// Broker is host and port of the broker; empty with Config.CommonSessions.
+	Broker string
+
+	// Cut is set when the message is above Config.MaxMessageBytes: its payload is only the beginning.
+	Cut *Cut
+
 	// SubscriptionIDs are the identifiers of the subscriptions that this copy answers; empty where
 	// the subscription carried none.
 	SubscriptionIDs []uint32
 
 	Size int // bytes taken from the Budget, to be released when the message is settled
+}
+
+// Cut tells of a message that is too large to be held.
+type Cut struct {
+	Size int    // bytes of the whole PUBLISH after its fixed header
+	Hash uint64 // of the whole payload
 }
 
 // Ack returns what acknowledges d.
@@ -112,6 +146,7 @@ type Ack struct {
 	Connection uint64
 	PacketID   uint16
 	QoS        byte
+	Number     uint64 // for Config.Confirmed; the bridge's own
 }
 
 // overheadBytes is charged to the Budget for each message on top of its packet: about what the

@@ -5,15 +5,18 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/cespare/xxhash/v2"
 	"github.com/eclipse/paho.golang/packets"
 	"github.com/mqttpg/bridge/mapping"
 )
@@ -81,6 +84,8 @@ type conn struct {
 	generation  atomic.Uint64 // 0 until CONNACK
 	incarnation uint64        // of the broker session; set before generation, and so is
 	present     bool          // whether it was there before this connection
+	attempt     uint64        // number among all connections that were begun
+	broker      string        // host and port, unless all brokers have common sessions
 	keepAlive   keepAlive
 	leaving     atomic.Bool   // DISCONNECT is about to be sent: what still comes is not for us
 	readEnded   chan struct{} // closed when Read has returned an error
@@ -95,6 +100,11 @@ type conn struct {
 
 	writeMu sync.Mutex
 	out     []byte
+
+	// What the answer to a PINGREQ will confirm.
+	confirmMu  sync.Mutex
+	confirming uint64 // its number; 0: none is on its way
+	confirms   uint64 // Ack.Number
 }
 
 func newConn(s *Session, raw net.Conn) *conn {
@@ -216,6 +226,7 @@ func (c *conn) note(kind byte, whole, body []byte) error {
 	case packets.PINGRESP:
 		if rtt, ok := c.keepAlive.response(); ok {
 			c.session.pinged(rtt)
+			c.confirmed()
 		}
 		return nil
 	case packets.DISCONNECT:
@@ -276,6 +287,9 @@ func (c *conn) publish(flags byte, length int) error {
 	if err := checkPublishFlags(flags); err != nil {
 		return c.refuse(err)
 	}
+	if limit := c.session.cfg.MaxMessageBytes; limit > 0 && length > limit {
+		return c.publishCut(flags, length)
+	}
 	// The length is the broker's word, up to 256 MB: the bytes are acquired before they are allocated.
 	size := length + overheadBytes
 	admitted, err := c.admit(flags>>1&0x03, int64(size))
@@ -303,7 +317,13 @@ func (c *conn) publish(flags byte, length int) error {
 		c.session.cfg.Budget.Charge(int64(unpacked))
 		size += unpacked
 	}
-	delivered = c.session.deliver(c.ctx, &Delivery{
+	delivered = c.session.deliver(c.ctx, c.delivery(&p, size))
+	return nil
+}
+
+// delivery makes the Delivery of a PUBLISH.
+func (c *conn) delivery(p *publish, size int) *Delivery {
+	return &Delivery{
 		Message: mapping.Message{
 			Topic:           p.topic,
 			Payload:         p.payload,
@@ -319,9 +339,116 @@ func (c *conn) publish(flags byte, length int) error {
 		Dup:             p.dup,
 		Connection:      c.generation.Load(),
 		Incarnation:     c.incarnation,
+		Attempt:         c.attempt,
+		Broker:          c.broker,
 		SubscriptionIDs: p.subscriptionIDs,
 		Size:            size,
-	})
+	}
+}
+
+const (
+	// keptPayload is how much is kept of the payload of a message that is too large.
+	keptPayload = 64 << 10
+	// keptProperties bounds the properties of such a message: beyond it they are left out, for User
+	// Properties may fill a packet as well as a payload does.
+	keptProperties = 256 << 10
+	// cutBytes is taken of the budget for one, before it is known how long its topic and properties are.
+	cutBytes = keptPayload + math.MaxUint16 + keptProperties + overheadBytes
+)
+
+// publishCut delivers the beginning of a PUBLISH that is too large to be held, and reads the rest
+// without keeping it. The broker cannot be asked not to send such messages: with a Maximum Packet Size
+// it throws them away and tells nobody.
+func (c *conn) publishCut(flags byte, length int) error {
+	qos := flags >> 1 & 0x03
+	admitted, err := c.admit(qos, cutBytes)
+	if err != nil {
+		return err
+	}
+	if !admitted {
+		return c.discard(length)
+	}
+	delivered, held := false, int64(cutBytes)
+	defer func() {
+		if !delivered {
+			c.session.cfg.Budget.Release(held)
+		}
+	}()
+	rest := length
+	read := func(into []byte, n int) ([]byte, error) {
+		if n > rest {
+			return nil, c.refuse(malformed("PUBLISH: ends within a field"))
+		}
+		at := len(into)
+		into = append(into, make([]byte, n)...)
+		rest -= n
+		_, err := io.ReadFull(c.reader, into[at:])
+		return into, unexpected(err)
+	}
+	frame, err := read(nil, 2)
+	if err != nil {
+		return err
+	}
+	topic := int(binary.BigEndian.Uint16(frame))
+	if qos > 0 {
+		topic += 2 // Packet Identifier
+	}
+	if frame, err = read(frame, topic); err != nil {
+		return err
+	}
+	var field []byte // Property Length
+	for len(field) == 0 || field[len(field)-1] >= 0x80 && len(field) < 4 {
+		if field, err = read(field, 1); err != nil {
+			return err
+		}
+	}
+	properties, err := (&fieldReader{rest: field}).varint()
+	if err != nil {
+		return c.refuse(err)
+	}
+	if properties <= keptProperties {
+		frame, err = read(append(frame, field...), int(properties))
+	} else {
+		if int(properties) > rest {
+			return c.refuse(malformed("PUBLISH: Property Length exceeds the packet"))
+		}
+		rest -= int(properties)
+		frame, err = append(frame, 0), c.discard(int(properties))
+	}
+	if err != nil {
+		return err
+	}
+	kept := min(rest, keptPayload)
+	if frame, err = read(frame, kept); err != nil {
+		return err
+	}
+	p, err := decodePublish(flags, frame)
+	if err != nil {
+		return c.refuse(err)
+	}
+	hash := xxhash.New()
+	_, _ = hash.Write(p.payload) // a hash takes everything
+	for rest > 0 {
+		piece, err := c.reader.Peek(min(rest, max(1, c.reader.Buffered())))
+		if err != nil {
+			return unexpected(err)
+		}
+		_, _ = hash.Write(piece)
+		rest -= len(piece)
+		if err := c.discard(len(piece)); err != nil {
+			return err
+		}
+	}
+	size := len(frame) + overheadBytes + p.unpacked()
+	if more := int64(size) - held; more > 0 {
+		c.session.cfg.Budget.Charge(more)
+	} else {
+		c.session.cfg.Budget.Release(-more)
+	}
+	held = int64(size)
+	d := c.delivery(&p, size)
+	d.Cut = &Cut{Size: length, Hash: hash.Sum64()}
+	delivered = c.session.deliver(c.ctx, d)
 	return nil
 }
 
@@ -425,10 +552,12 @@ func (c *conn) acknowledge(acks []Ack) error {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
 	generation := c.generation.Load()
+	number := uint64(0)
 	for _, a := range acks {
 		if a.Connection != generation {
 			continue
 		}
+		number = max(number, a.Number)
 		switch a.QoS {
 		case 1:
 			c.out = append(c.out, packets.PUBACK<<4, 2, byte(a.PacketID>>8), byte(a.PacketID))
@@ -436,7 +565,35 @@ func (c *conn) acknowledge(acks []Ack) error {
 			c.out = append(c.out, packets.PUBREC<<4, 2, byte(a.PacketID>>8), byte(a.PacketID))
 		}
 	}
+	if number > 0 && c.session.cfg.Confirmed != nil && !c.ended() {
+		c.confirm(number)
+	}
 	return c.flush()
+}
+
+// confirm adds a PINGREQ behind acknowledgements, unless one is unanswered. Brokers handle the packets
+// of a connection in order, so its answer tells that the acknowledgements were seen.
+func (c *conn) confirm(number uint64) {
+	c.confirmMu.Lock()
+	defer c.confirmMu.Unlock()
+	if c.confirming != 0 {
+		return // the next batch asks
+	}
+	c.confirming, c.confirms = c.keepAlive.request(), number
+	c.out = append(c.out, packets.PINGREQ<<4, 0)
+}
+
+// confirmed tells what the PINGRESP that was just noted confirms.
+func (c *conn) confirmed() {
+	c.confirmMu.Lock()
+	number := uint64(0)
+	if c.confirming != 0 && c.keepAlive.pending(c.confirming) == nil {
+		number, c.confirming = c.confirms, 0
+	}
+	c.confirmMu.Unlock()
+	if number > 0 {
+		c.session.cfg.Confirmed(number)
+	}
 }
 
 // ping sends a PINGREQ and returns its number.

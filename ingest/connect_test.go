@@ -585,7 +585,7 @@ func TestLifeCycle(t *testing.T) {
 		if err := r.session.Run(t.Context()); err == nil {
 			t.Error("ran twice")
 		}
-		if err := r.session.Acknowledge([]Ack{{1, 1, 1}}); err != nil {
+		if err := r.session.Acknowledge([]Ack{{Connection: 1, PacketID: 1, QoS: 1}}); err != nil {
 			t.Errorf("acknowledge without a connection: %v", err)
 		}
 		r.close()

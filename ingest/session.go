@@ -55,6 +55,8 @@ type Session struct {
 	conn        *conn // from dialling to the end of the connection
 	generation  uint64
 	incarnation uint64
+	attempts    uint64    // connections begun
+	broker      string    // host and port of the last broker that accepted
 	final       bool      // the next DISCONNECT ends the session at the broker
 	known       bool      // there was a CONNACK: the broker has, or had, this session
 	lostReason  string    // why the last connection ended, as a metric label
@@ -400,13 +402,34 @@ func (s *Session) attempt(ctx context.Context, _ autopaho.ClientConfig, u *url.U
 		return nil, &dialError{err}
 	}
 	s.mu.Lock()
+	s.attempts++
+	number := s.attempts
+	s.mu.Unlock()
+	s.beginConnection(ctx, number)
+	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.leaving {
 		_ = hardClose(nc)
 		return nil, errSessionClosed
 	}
 	s.conn = newConn(s, nc)
+	s.conn.attempt = number
+	if !s.cfg.CommonSessions {
+		s.conn.broker = u.Host
+	}
 	return s.conn, nil
+}
+
+// beginConnection has a connection noted, if that is possible soon.
+func (s *Session) beginConnection(ctx context.Context, number uint64) {
+	if s.cfg.BeginConnection == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, incarnationTimeout)
+	defer cancel()
+	if err := s.cfg.BeginConnection(ctx, number); err != nil {
+		s.log.Warn("connecting, though it could not be noted", zap.Error(err))
+	}
 }
 
 // attemptFailed is autopaho's OnConnectError, called in its main loop after each failed attempt.
@@ -463,10 +486,11 @@ func (s *Session) accepted(c *conn, ack *packets.Connack) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.generation++
-	if !ack.SessionPresent {
+	if !ack.SessionPresent || s.broker != "" && s.broker != c.broker {
 		s.incarnation++
 		s.unnoted = s.cfg.BeginIncarnation != nil // until note says otherwise, whatever becomes of this connection
 	}
+	s.broker = c.broker
 	c.incarnation, c.present = s.incarnation, ack.SessionPresent
 	c.generation.Store(s.generation)
 

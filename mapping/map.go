@@ -72,6 +72,21 @@ func (r *Routes) MapCopy(m *Message, subscriptionIDs []uint32, out []Outcome) []
 	return out
 }
 
+// RefuseCopy is MapCopy for a message that no route may have: every route that wants its topic gets the
+// same rejection. The payload is not looked at.
+func (r *Routes) RefuseCopy(m *Message, subscriptionIDs []uint32, rejection *Rejection, out []Outcome) []Outcome {
+	levels := splitLevels(m.Topic, nil)
+	outcome := Outcome{Rejection: rejection}
+	if !m.Retain && r.copies.repeats(levels, subscriptionIDs) {
+		outcome = Outcome{Skip: SkipOverlap}
+	}
+	for _, found := range r.trie.find(levels, nil) {
+		outcome.Route = r.routes[found.route]
+		out = append(out, outcome)
+	}
+	return out
+}
+
 // splitLevels appends the levels of a topic.
 func splitLevels(topic string, levels []string) []string {
 	for {

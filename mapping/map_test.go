@@ -377,3 +377,23 @@ func BenchmarkMapJSON(b *testing.B) {
 		b.Fatal(render(b, out))
 	}
 }
+
+func TestRefuseCopy(t *testing.T) {
+	t.Parallel()
+	routes, err := Compile([]RouteConfig{{Name: "all", Topic: "#"}, {Name: "a", Topic: "a/+"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	why := &Rejection{Reason: ReasonTooLarge}
+	for topic, want := range map[string]int{"a/b": 2, "b": 1, "$SYS/x": 0} {
+		got := routes.RefuseCopy(&Message{Topic: topic, Payload: []byte("{}")}, nil, why, nil)
+		if len(got) != want {
+			t.Errorf("%s: %d outcomes, want %d", topic, len(got), want)
+		}
+		for _, o := range got {
+			if o.Rejection != why || o.Rows != nil || o.Skip != "" || o.Route == nil {
+				t.Errorf("%s: %+v", topic, o)
+			}
+		}
+	}
+}

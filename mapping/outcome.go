@@ -54,5 +54,6 @@ const (
 	ReasonInvalidKey     Reason = "invalid_key"     // a KEY expression is absent
 	ReasonInvalidValue   Reason = "invalid_value"   // a column's value does not fit its type
 	ReasonInvalidEach    Reason = "invalid_each"    // EACH does not select an array
+	ReasonTooLarge       Reason = "too_large"       // above the size limit of a message: only the beginning of the payload is known
 	ReasonNoRoute        Reason = "no_route"        // no route matches the topic (a filter of an older configuration)
 )

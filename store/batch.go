@@ -40,21 +40,30 @@ type group struct {
 func newBatch(entries []Entry, known *ledger) *batch {
 	b := &batch{entries: entries, settled: tallies{}}
 	if known != nil {
-		known.arrive(entries[0].Incarnation)
-		b.record = record{batch: known.batch, incarnation: known.incarnation, renews: known.incarnation > known.stored, first: known.next}
+		known.arrive(&entries[0])
+		b.record = record{
+			batch: known.batch, incarnation: known.incarnation, broker: known.broker, first: known.next, confirmed: known.confirmed,
+			renews: known.incarnation > known.stored || known.broker != known.named,
+		}
+		if known.reuses && known.batch%pruneEvery == 0 {
+			b.record.add(0, markReuses) // the batch that says so is about to be deleted
+			known.next++
+		}
 	}
 	position := map[*mapping.Route]int{}
 	for i := range entries {
 		e := &entries[i]
 		if known != nil && e.Message.QoS > 0 {
-			hash := known.hash(e.Message)
-			if known.redelivery(e, hash) {
+			hash := known.hash(e.Message, e.Content)
+			if known.redelivery(e, hash, &b.record) {
 				b.redelivered(e)
 				continue
 			}
-			b.record.add(e.PacketID, hash)
 		}
-		if len(e.Outcomes) == 0 {
+		switch {
+		case len(e.Outcomes) == 0 && e.Rejection != nil:
+			b.letters = append(b.letters, deadLetter{entry: e, route: noRoute, reason: e.Rejection.Reason, detail: e.Rejection.Detail})
+		case len(e.Outcomes) == 0:
 			b.letters = append(b.letters, deadLetter{entry: e, route: noRoute, reason: mapping.ReasonNoRoute, detail: "no route matches the topic"})
 		}
 		for j := range e.Outcomes {
@@ -78,6 +87,7 @@ func newBatch(entries []Entry, known *ledger) *batch {
 		}
 	}
 	if len(b.record.packetIDs) > 0 {
+		b.record.connection = known.sighted
 		known.batch++
 	}
 	slices.SortFunc(b.groups, func(x, y group) int {

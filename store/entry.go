@@ -13,14 +13,30 @@ type Entry struct {
 	Size       int               // bytes charged to the budget, and counted against Config.MaxBytes
 	ReceivedAt time.Time         // as the message's, for the latency
 
+	// Rejection is why the message is a dead letter though no route was asked; nil: the routes decide.
+	Rejection *mapping.Rejection
+	// Content is a hash of the whole content when the message holds only the beginning of it; else 0.
+	Content uint64
+
 	// What the delivery ledger tells redeliveries by.
 	PacketID    uint16
 	Dup         bool
 	Incarnation uint64 // rises when the broker has lost the session; 0: it is the one the last owner left
+	Attempt     uint64 // number of the connection among all that this owner has begun, whether they came about or not
+	Broker      string // host and port it came from; empty: the same session, whatever the address
+
+	// Number is that of the delivery in the ledger, set when it is settled; 0 without a ledger or with
+	// QoS 0. Writer.Confirm takes it.
+	Number uint64
 
 	Connection uint64 // where the acknowledgement goes; the writer only hands it back
 
 	enqueuedAt time.Time
+}
+
+// sameSession says whether the ledger may hold both deliveries under one incarnation.
+func (e *Entry) sameSession(other *Entry) bool {
+	return e.Incarnation == other.Incarnation && e.Broker == other.Broker
 }
 
 // Reasons for dead letters that the database gives; the others are in package mapping.

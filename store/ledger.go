@@ -35,15 +35,27 @@ const (
 // happens to be equal: in 200 000 equal messages with 71 to 141 crashes none was lost and none written
 // twice, where leaving out the window lost 803 and leaving out DUP 134 465.
 //
-// A delivery without DUP is never taken for a redelivery. Only the writer's goroutine uses a ledger.
+// A delivery without DUP is never taken for a redelivery. It tells whether the broker goes on with its
+// packet identifiers: one that is not ahead of all before says that the broker was restored from an
+// older state, and what the ledger holds from there on is void. See docs/decisions for the cases.
+//
+// Only the writer's goroutine uses a ledger.
 type ledger struct {
 	incarnation int64  // of the broker session
+	inherited   int64  // the one that was loaded
 	stored      int64  // the latest incarnation that the database knows of
-	arrival     uint64 // Entry.Incarnation that incarnation stands for
+	broker      string // whose session it is; empty: not known
+	named       string // what the database knows of that
 	next        uint64 // number of the next delivery
 	batch       int64  // number of the next batch
 	seen        []seen // by packet identifier
 	digest      *xxhash.Digest
+
+	connections int64  // begun by earlier owners: Entry.Attempt counts from there
+	sighted     int64  // the connection that brought the last delivery without DUP
+	confirmed   uint64 // the broker has seen the acknowledgements of deliveries up to this number
+	last        uint16 // the packet identifier ahead of all others; 0: none
+	reuses      bool   // the broker does not use packet identifiers in sequence
 }
 
 // seen is the last delivery with a packet identifier.
@@ -52,34 +64,125 @@ type seen struct {
 	number uint64 // 0: none in this incarnation
 }
 
+// Marks among the packet identifiers of a record, under identifier 0, which MQTT does not use.
+const (
+	markBack   = 0 // the broker went back to the identifier that follows
+	markReuses = 1 // the broker does not use identifiers in sequence
+)
+
 func newLedger() *ledger {
 	return &ledger{next: 1, batch: 1, seen: make([]seen, 1<<16), digest: xxhash.New()}
 }
 
-// redelivery says whether e repeats a delivery that the ledger knows, and notes it otherwise.
-func (l *ledger) redelivery(e *Entry, hash uint64) bool {
-	known := &l.seen[e.PacketID]
+// redelivery says whether e repeats a delivery whose outcome is in the ledger. What must be kept of e
+// is added to r.
+func (l *ledger) redelivery(e *Entry, hash uint64, r *record) bool {
+	known := l.seen[e.PacketID]
+	connection := l.connections + int64(e.Attempt)
 	if e.Dup && known.number != 0 && known.hash == hash && l.next-known.number <= LedgerWindow {
-		return true
+		switch {
+		case l.reuses:
+			// An identifier that was acknowledged may stand for another message at once. What is in this
+			// batch was not acknowledged yet.
+			if known.number >= r.first {
+				e.Number = known.number
+				return true
+			}
+		case known.number > l.confirmed:
+			e.Number = known.number
+			return true
+		case connection-l.sighted <= 1:
+			// The broker had seen the acknowledgement and sends again: it has gone back to an earlier state.
+			// On no connection since can it have given the identifier to another message.
+			e.Number = l.note(e.PacketID, hash, r)
+			return true
+		}
+		// Otherwise there was a connection of which nobody knows what the broker sent on it, and this may
+		// be another message under the identifier of an old one. A row too many is better than none.
 	}
-	*known = seen{hash, l.next}
-	l.next++
+	if !e.Dup {
+		if l.last != 0 && !ahead(l.last, e.PacketID) && !l.reuses {
+			if connection == l.sighted { // no restart of the broker in between
+				l.reuses = true
+				r.add(0, markReuses)
+				l.next++
+			} else {
+				r.add(0, markBack)
+				l.next++
+				l.back(e.PacketID)
+			}
+		}
+		l.sighted = connection
+	}
+	e.Number = l.note(e.PacketID, hash, r)
 	return false
 }
 
-// arrive begins a new incarnation when the broker has lost the session since the last entry.
-func (l *ledger) arrive(incarnation uint64) {
-	if incarnation == l.arrival {
+// note enters a delivery and returns its number.
+func (l *ledger) note(packetID uint16, hash uint64, r *record) uint64 {
+	r.add(packetID, hash)
+	return l.enter(packetID, hash)
+}
+
+func (l *ledger) enter(packetID uint16, hash uint64) uint64 {
+	number := l.next
+	l.seen[packetID] = seen{hash, number}
+	l.next++
+	if l.last == 0 || l.reuses || ahead(l.last, packetID) {
+		l.last = packetID
+	}
+	return number
+}
+
+// back forgets what stands at a packet identifier and ahead of it: the broker begins there again.
+func (l *ledger) back(packetID uint16) {
+	for id := packetID; ; id = id%maxPacketID + 1 {
+		l.seen[id] = seen{}
+		if id == l.last {
+			break
+		}
+	}
+	l.last = packetID
+}
+
+const maxPacketID = 65535
+
+// ahead says whether packet identifier b comes after a, where identifiers are given in sequence and
+// 1 follows 65535. Half of them count as ahead. A broker that went back further than that does no
+// harm: an identifier comes round again when its old delivery has left the window.
+func ahead(a, b uint16) bool {
+	distance := (int(b) - int(a) + maxPacketID) % maxPacketID
+	return distance > 0 && distance <= maxPacketID/2
+}
+
+// arrive begins a new incarnation when the broker has lost the session since the last entry, or when
+// this is another broker than the one that the last owner of the session was connected to.
+func (l *ledger) arrive(e *Entry) {
+	incarnation, broker := l.inherited, l.broker
+	if e.Broker != "" {
+		broker = e.Broker
+	}
+	switch {
+	case e.Incarnation > 0:
+		incarnation += 1 + int64(e.Incarnation) // as BeginIncarnation reckons
+	case l.broker != "" && l.broker != broker:
+		incarnation++
+	default:
+		incarnation = l.incarnation
+	}
+	l.broker = broker
+	if incarnation == l.incarnation {
 		return
 	}
-	l.incarnation += int64(incarnation - l.arrival)
-	l.arrival = incarnation
+	l.incarnation = incarnation
+	l.last, l.reuses = 0, false
 	clear(l.seen)
 }
 
 // hash is over all that is the same in every delivery of a message. Message Expiry Interval counts
-// down and Subscription Identifiers may change with a subscription, so neither is in it.
-func (l *ledger) hash(m *mapping.Message) uint64 {
+// down and Subscription Identifiers may change with a subscription, so neither is in it. content is that
+// of Entry.
+func (l *ledger) hash(m *mapping.Message, content uint64) uint64 {
 	d := l.digest
 	d.Reset()
 	var n [8]byte
@@ -98,14 +201,21 @@ func (l *ledger) hash(m *mapping.Message) uint64 {
 	_, _ = d.Write(n[:])
 	_, _ = d.Write(m.CorrelationData)
 	_, _ = d.Write(m.Payload)
+	if content != 0 {
+		binary.BigEndian.PutUint64(n[:], content)
+		_, _ = d.Write(n[:])
+	}
 	return d.Sum64()
 }
 
 // record is what the ledger keeps of a batch.
 type record struct {
 	batch, incarnation int64
-	renews             bool // the incarnation is not stored yet
+	renews             bool   // the incarnation or the broker is not stored yet
+	broker             string // of the incarnation; empty: as it is
 	first              uint64
+	confirmed          uint64
+	connection         int64 // of the last delivery without DUP
 	packetIDs, hashes  []byte
 }
 
@@ -131,10 +241,10 @@ func (r *record) statements(schema string, lease *Lease) []*statement {
 		}
 		return params, oids
 	}
-	params, oids := session(r.batch, lease.Epoch, r.incarnation, int64(r.first))
+	params, oids := session(r.batch, lease.Epoch, r.incarnation, int64(r.first), int64(r.confirmed), r.connection)
 	list := []*statement{{
-		sql: "insert into " + table + " (share_name, index, batch, epoch, incarnation, first, packet_ids, hashes)" +
-			" values ($1, $2, $3, $4, $5, $6, $7, $8)",
+		sql: "insert into " + table + " (share_name, index, batch, epoch, incarnation, first, confirmed, connection, packet_ids, hashes)" +
+			" values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
 		params: append(params, r.packetIDs, r.hashes),
 		oids:   append(oids, pgtype.ByteaOID, pgtype.ByteaOID),
 	}}
@@ -149,48 +259,76 @@ func (r *record) statements(schema string, lease *Lease) []*statement {
 		})
 	}
 	if r.renews {
-		list = append(list, storeIncarnation(schema, lease, r.incarnation))
+		list = append(list, storeIncarnation(schema, lease, r.incarnation, r.broker))
 	}
 	return list
 }
 
 // storeIncarnation makes the statement that voids the ledger up to the incarnation before.
-func storeIncarnation(schema string, lease *Lease, incarnation int64) *statement {
+func storeIncarnation(schema string, lease *Lease, incarnation int64, broker string) *statement {
+	s := updateSession(schema, lease, "incarnation = greatest(incarnation, $4), broker = coalesce(nullif($5, ''), broker)")
+	s.params = append(s.params, binary.BigEndian.AppendUint64(nil, uint64(incarnation)), []byte(broker))
+	s.oids = append(s.oids, pgtype.Int8OID, pgtype.TextOID)
+	return s
+}
+
+// storeConnection makes the statement that counts a connection to the broker.
+func storeConnection(schema string, lease *Lease, connections int64) *statement {
+	s := updateSession(schema, lease, "connections = greatest(connections, $4)")
+	s.params = append(s.params, binary.BigEndian.AppendUint64(nil, uint64(connections)))
+	s.oids = append(s.oids, pgtype.Int8OID)
+	return s
+}
+
+// updateSession makes a statement that changes the row of a session while it is held; parameters of
+// the change begin with $4.
+func updateSession(schema string, lease *Lease, change string) *statement {
 	return &statement{
-		sql: "update " + pgx.Identifier{schema, "sessions"}.Sanitize() + " set incarnation = greatest(incarnation, $3)" +
-			" where share_name = $1 and index = $2 and epoch = $4",
+		sql: "update " + pgx.Identifier{schema, "sessions"}.Sanitize() + " set " + change +
+			" where share_name = $1 and index = $2 and epoch = $3",
 		params: [][]byte{
 			[]byte(lease.ShareName), binary.BigEndian.AppendUint32(nil, uint32(lease.Index)),
-			binary.BigEndian.AppendUint64(nil, uint64(incarnation)), binary.BigEndian.AppendUint64(nil, uint64(lease.Epoch)),
+			binary.BigEndian.AppendUint64(nil, uint64(lease.Epoch)),
 		},
-		oids: []uint32{pgtype.TextOID, pgtype.Int4OID, pgtype.Int8OID, pgtype.Int8OID},
+		oids: []uint32{pgtype.TextOID, pgtype.Int4OID, pgtype.Int8OID},
 	}
 }
 
 // load reads the ledger of a session. The lease must be held: nobody else adds to it then.
 func (l *ledger) load(ctx context.Context, db *pgxpool.Pool, schema string, lease *Lease) error {
 	*l = *newLedger()
-	err := db.QueryRow(ctx, "select incarnation from "+pgx.Identifier{schema, "sessions"}.Sanitize()+
-		" where share_name = $1 and index = $2", lease.ShareName, lease.Index).Scan(&l.incarnation)
+	err := db.QueryRow(ctx, "select incarnation, connections, broker from "+pgx.Identifier{schema, "sessions"}.Sanitize()+
+		" where share_name = $1 and index = $2", lease.ShareName, lease.Index).Scan(&l.incarnation, &l.connections, &l.broker)
 	if err != nil {
 		return fmt.Errorf("read the incarnation of session %d: %w", lease.Index, err)
 	}
-	l.stored = l.incarnation
-	rows, err := db.Query(ctx, "select batch, incarnation, first, packet_ids, hashes from "+pgx.Identifier{schema, "deliveries"}.Sanitize()+
+	l.inherited, l.stored, l.named = l.incarnation, l.incarnation, l.broker
+	rows, err := db.Query(ctx, "select batch, incarnation, first, confirmed, connection, packet_ids, hashes from "+pgx.Identifier{schema, "deliveries"}.Sanitize()+
 		" where share_name = $1 and index = $2 order by batch", lease.ShareName, lease.Index)
 	if err != nil {
 		return fmt.Errorf("read the delivery ledger: %w", err)
 	}
-	var batch, incarnation, first int64
+	var batch, incarnation, first, confirmed int64
 	var packetIDs, hashes []byte
-	_, err = pgx.ForEachRow(rows, []any{&batch, &incarnation, &first, &packetIDs, &hashes}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&batch, &incarnation, &first, &confirmed, &l.sighted, &packetIDs, &hashes}, func() error {
 		if len(packetIDs)*4 != len(hashes) {
 			return fmt.Errorf("batch %d has %d bytes of packet identifiers and %d of hashes", batch, len(packetIDs), len(hashes))
 		}
-		l.batch, l.next = batch+1, uint64(first)
+		l.batch, l.next, l.confirmed = batch+1, uint64(first), uint64(confirmed)
+		if incarnation != l.incarnation {
+			l.next += uint64(len(packetIDs) / 2)
+			return nil
+		}
 		for i := 0; i < len(packetIDs); i += 2 {
-			if incarnation == l.incarnation { // packet identifiers of a lost session mean nothing
-				l.seen[binary.BigEndian.Uint16(packetIDs[i:])] = seen{binary.BigEndian.Uint64(hashes[4*i:]), l.next}
+			packetID, hash := binary.BigEndian.Uint16(packetIDs[i:]), binary.BigEndian.Uint64(hashes[4*i:])
+			switch {
+			case packetID != 0:
+				l.enter(packetID, hash)
+				continue
+			case hash == markReuses:
+				l.reuses = true
+			case l.last != 0 && i+2 < len(packetIDs):
+				l.back(binary.BigEndian.Uint16(packetIDs[i+2:]))
 			}
 			l.next++
 		}
@@ -199,6 +337,7 @@ func (l *ledger) load(ctx context.Context, db *pgxpool.Pool, schema string, leas
 	if err != nil {
 		return fmt.Errorf("read the delivery ledger: %w", err)
 	}
+	l.connections = max(l.connections, l.sighted) // a connection begun while the database was away is not counted
 	return nil
 }
 

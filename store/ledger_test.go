@@ -29,7 +29,7 @@ func TestLedgerTellsRedeliveries(t *testing.T) {
 	}{
 		{"the same, marked", 0, delivery{7, true, "21.5", 0}, true},
 		{"equal content without DUP is a genuine reading", 0, delivery{7, false, "21.5", 0}, false},
-		{"another packet identifier", 0, delivery{8, true, "21.5", 0}, false},
+		{"another packet identifier", 0, delivery{6, true, "21.5", 0}, false},
 		{"other content", 0, delivery{7, true, "21.6", 0}, false},
 		{"the last of the window", LedgerWindow - 1, delivery{7, true, "21.5", 0}, true},
 		{"the identifier has come round again", LedgerWindow, delivery{7, true, "21.5", 0}, false},
@@ -39,15 +39,16 @@ func TestLedgerTellsRedeliveries(t *testing.T) {
 			t.Parallel()
 			l := newLedger()
 			deliver := func(d delivery) bool {
-				l.arrive(d.incarnation)
 				m := &mapping.Message{Topic: "t", Payload: []byte(d.content), QoS: 1}
-				return l.redelivery(&Entry{Message: m, PacketID: d.packetID, Dup: d.dup}, l.hash(m))
+				e := &Entry{Message: m, PacketID: d.packetID, Dup: d.dup, Incarnation: d.incarnation}
+				l.arrive(e)
+				return l.redelivery(e, l.hash(m, 0), &record{})
 			}
 			if deliver(first) {
 				t.Fatal("the first delivery passed for a redelivery")
 			}
 			for i := range tt.between {
-				deliver(delivery{packetID: uint16(1000 + i%30000), content: "x"})
+				deliver(delivery{packetID: uint16(8 + i), content: "x"})
 			}
 			if got := deliver(tt.again); got != tt.want {
 				t.Errorf("redelivery %v, want %v", got, tt.want)
@@ -62,7 +63,7 @@ func TestLedgerHashCoversWhatStaysTheSame(t *testing.T) {
 	base := mapping.Message{Topic: "a/b", Payload: []byte("p"), ContentType: "c", CorrelationData: []byte("d"), UserProperties: []mapping.UserProperty{{Name: "n", Value: "v"}}}
 	same := base
 	same.ReceivedAt, same.Seed, same.Retain = time.Now(), 5, true
-	if l.hash(&base) != l.hash(&same) {
+	if l.hash(&base, 0) != l.hash(&same, 0) {
 		t.Error("the hash depends on the delivery")
 	}
 	for name, change := range map[string]func(*mapping.Message){
@@ -75,7 +76,7 @@ func TestLedgerHashCoversWhatStaysTheSame(t *testing.T) {
 	} {
 		other := base
 		change(&other)
-		if l.hash(&base) == l.hash(&other) {
+		if l.hash(&base, 0) == l.hash(&other, 0) {
 			t.Errorf("%s: the hash does not see it", name)
 		}
 	}
@@ -333,5 +334,107 @@ func TestBeginIncarnationWaitsForTheLedger(t *testing.T) {
 	cancel(impatience)
 	if err := l.writer.BeginIncarnation(ctx, 1); !errors.Is(err, impatience) {
 		t.Errorf("before the ledger is read: %v", err)
+	}
+}
+
+// TestLedgerWhenTheBrokerGoesBack judges what a broker sends after it was restored from an older state
+// of its sessions, with equal readings all the time.
+func TestLedgerWhenTheBrokerGoesBack(t *testing.T) {
+	t.Parallel()
+	type delivery struct {
+		packetID uint16
+		dup      bool
+		known    bool // want: a redelivery
+	}
+	type connection struct {
+		owner      int // another than before: that one died, and the ledger is loaded
+		deliveries []delivery
+		lost       bool // the owner dies before it has committed them
+	}
+	one := func(id uint16) delivery { return delivery{packetID: id} }
+	again := func(id uint16) delivery { return delivery{packetID: id, dup: true, known: true} }
+	anew := func(id uint16) delivery { return delivery{packetID: id, dup: true} }
+	before := connection{deliveries: []delivery{one(1), one(2), one(3), one(4), one(5)}}
+	for _, tt := range []struct {
+		name        string
+		confirmed   uint64 // of the deliveries of the first connection
+		connections []connection
+	}{
+		{"it goes on", 5, []connection{before, {deliveries: []delivery{one(6), one(7)}}}},
+		{"acknowledgements were lost", 3, []connection{before, {deliveries: []delivery{again(4), again(5), anew(6), one(7)}}}},
+		{"acknowledgements were lost twice", 3, []connection{before, {}, {deliveries: []delivery{again(4), again(5)}}, {deliveries: []delivery{again(5), one(6)}}}},
+		{"owners die one after another", 3, []connection{
+			before, {owner: 1, lost: true, deliveries: []delivery{again(4), again(5), one(6)}},
+			{owner: 2, lost: true}, {owner: 3, deliveries: []delivery{again(4), again(5), anew(6), one(7)}},
+		}},
+		{"back: what was under way then comes again", 5, []connection{
+			before, {deliveries: []delivery{again(2), again(3), one(4), one(5)}},
+			{deliveries: []delivery{again(3), again(4), again(5), anew(6)}},
+		}},
+		{"back: the next owner is the first to see it", 5, []connection{before, {owner: 1, deliveries: []delivery{again(2), again(3), one(4), one(5)}}}},
+		{"back: others come under the old identifiers, and the owner dies before it commits them", 5, []connection{
+			before, {owner: 1, lost: true, deliveries: []delivery{one(4), one(5), one(6)}},
+			{owner: 2, deliveries: []delivery{anew(4), anew(5), anew(6), one(7)}},
+		}},
+		{"back: the owner was connected, and dies before it commits others", 5, []connection{
+			before, {lost: true, deliveries: []delivery{one(4)}},
+			{owner: 1, deliveries: []delivery{anew(4), one(5)}}, {deliveries: []delivery{again(5), anew(6)}},
+		}},
+		{"back: the owner dies with others on the way, after some were committed", 5, []connection{
+			before, {deliveries: []delivery{one(3)}}, {owner: 1, deliveries: []delivery{again(3), anew(4), anew(5), one(6)}},
+		}},
+		{"back: a connection breaks before anything is read", 5, []connection{before, {}, {deliveries: []delivery{anew(4), one(5)}}}},
+		{"back: only redeliveries are read, then the owner dies", 5, []connection{
+			before, {deliveries: []delivery{again(2)}}, {owner: 1, deliveries: []delivery{again(2), anew(3), one(4)}},
+		}},
+		{"identifiers out of sequence", 3, []connection{
+			{deliveries: []delivery{one(1), one(2), one(1), one(1)}}, {deliveries: []delivery{anew(1), one(1)}},
+			{owner: 1, deliveries: []delivery{anew(1), again(1), one(2)}}, {owner: 2, deliveries: []delivery{anew(2), anew(1)}},
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			_, pool := newDatabase(t)
+			var l *line
+			var known *ledger
+			owner, attempt, want := -1, uint64(0), 0
+			for i, c := range tt.connections {
+				if c.owner != owner && (c.owner > 0 || i == 0) {
+					owner, attempt = c.owner, 0
+					l = newLine(t, pool, impatient(t), own(t, pool, int64(owner)+1), keyless)
+					known = newLedger()
+					if err := known.load(t.Context(), pool, "bridge", l.writer.fence); err != nil {
+						t.Fatal(err)
+					}
+					l.writer.ledger = known
+					l.writer.inherited.connections = known.connections
+					close(l.writer.opened)
+				}
+				attempt++
+				if err := l.writer.BeginConnection(t.Context(), attempt); err != nil {
+					t.Fatal(err)
+				}
+				if i > 0 && !c.lost {
+					known.confirmed = max(known.confirmed, tt.confirmed)
+				}
+				var entries []Entry
+				for _, d := range c.deliveries {
+					m := &mapping.Message{Topic: "readings/a", Payload: []byte("21.5"), QoS: 1, Seed: rand.Uint64(), ReceivedAt: time.Now().UTC().Truncate(time.Microsecond)}
+					entries = append(entries, Entry{Message: m, Outcomes: l.routes.Map(m, nil), Size: 300, PacketID: d.packetID, Dup: d.dup, Attempt: attempt, Connection: 1})
+					if !d.known && !c.lost {
+						want++
+					}
+				}
+				if c.lost || len(entries) == 0 {
+					continue
+				}
+				if _, err := l.writer.attempt(t.Context(), newBatch(entries, known)); err != nil {
+					t.Fatal(err)
+				}
+				if n := value[int](t, pool, `select count(*)::int from readings`); n != want {
+					t.Fatalf("connection %d: %d rows, want %d", i+1, n, want)
+				}
+			}
+		})
 	}
 }

@@ -453,7 +453,7 @@ func (tx *replayTransaction) lock(ctx context.Context, conn *pgx.Conn, claims []
 	if wait {
 		how = ""
 	}
-	rows, err := conn.Query(ctx, "select id, attempts, route, reason, topic, payload, qos, retain, properties::text, received_at from "+letterTable(tx.cfg.Schema)+
+	rows, err := conn.Query(ctx, "select id, attempts, route, reason, detail, topic, payload, qos, retain, properties::text, received_at from "+letterTable(tx.cfg.Schema)+
 		" where id = any($1::uuid[]) and replayed_at is null order by id for update"+how, ids)
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("lock dead letters: %w", err)
@@ -462,15 +462,18 @@ func (tx *replayTransaction) lock(ctx context.Context, conn *pgx.Conn, claims []
 	var id [16]byte
 	var tries int32
 	var qos int16
-	var route, topic string
+	var route, topic, detail string
 	var reason mapping.Reason
 	var payload, document []byte
 	var retain bool
 	var receivedAt time.Time
-	_, err = pgx.ForEachRow(rows, []any{&id, &tries, &route, &reason, &topic, &payload, &qos, &retain, &document, &receivedAt}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&id, &tries, &route, &reason, &detail, &topic, &payload, &qos, &retain, &document, &receivedAt}, func() error {
 		l := &replayed{id: id, route: route, message: &mapping.Message{
 			Topic: topic, Payload: payload, QoS: byte(qos), Retain: retain, ReceivedAt: receivedAt.UTC(), Seed: replaySeed(id),
 		}}
+		if reason == mapping.ReasonTooLarge {
+			l.refuse(reason, detail) // it is not whole, as the detail says: there is nothing to replay
+		}
 		if _, err := readProperties(document, l.message); err != nil {
 			l.refuse(reason, err.Error()) // somebody has changed it by hand; the others are well
 		}

@@ -32,17 +32,20 @@ type Writer struct {
 	done chan struct{} // closed when Run has returned
 
 	opened    chan struct{} // closed when the ledger is read
-	inherited int64         // incarnation of the broker's session as it was read; set before opened is closed
+	inherited struct {      // what was read with it; set before opened is closed
+		incarnation, connections int64
+	}
 
-	mu       sync.Mutex
-	queue    []Entry // head: the oldest entry that is not in a batch
-	head     int
-	bytes    int // of the queue
-	batch    []Entry
-	draining bool
-	drained  bool // Run ended because Drain had asked and nothing was left
-	ended    bool
-	status   WriterStatus
+	mu        sync.Mutex
+	queue     []Entry // head: the oldest entry that is not in a batch
+	head      int
+	bytes     int // of the queue
+	batch     []Entry
+	confirmed uint64 // see Confirm
+	draining  bool
+	drained   bool // Run ended because Drain had asked and nothing was left
+	ended     bool
+	status    WriterStatus
 
 	// Of Run alone.
 	insertions map[*mapping.Route]*insertion
@@ -137,13 +140,18 @@ func (w *Writer) Run(ctx context.Context) error {
 			return err
 		}
 		started := time.Now()
+		if w.ledger != nil {
+			w.mu.Lock()
+			w.ledger.confirmed = max(w.ledger.confirmed, w.confirmed)
+			w.mu.Unlock()
+		}
 		b := newBatch(entries, w.ledger)
 		o, err := w.commit(ctx, b)
 		if err != nil {
 			return err
 		}
 		if len(b.record.packetIDs) > 0 {
-			w.ledger.stored = b.record.incarnation
+			w.ledger.stored, w.ledger.named = b.record.incarnation, b.record.broker
 		}
 		w.settled(b, o, started)
 	}
@@ -157,6 +165,37 @@ func (w *Writer) Run(ctx context.Context) error {
 // received and not committed, and their redelivery, with DUP and a packet identifier of the old
 // session, could pass for committed. Where the database does not answer, the first batch stores it.
 func (w *Writer) BeginIncarnation(ctx context.Context, incarnation uint64) error {
+	return w.storeAhead(ctx, func() *statement {
+		// One is left free for a first connection that leads to another broker than the last owner's.
+		return storeIncarnation(w.cfg.Schema, w.fence, w.inherited.incarnation+1+int64(incarnation), "")
+	})
+}
+
+// BeginConnection notes that a connection to the broker is about to be made, the attempt given being
+// its number in the entries to come. It returns when that is stored, or with an error when ctx is done
+// first.
+//
+// The caller calls it before CONNECT. A process that dies before it has committed anything of a
+// connection leaves behind that there was one, on which the broker may have sent what nobody knows of.
+// Without the note only this is lost: when the database is away, the broker goes back to an earlier
+// state and the process dies, all together, equal readings may pass for redeliveries.
+func (w *Writer) BeginConnection(ctx context.Context, attempt uint64) error {
+	return w.storeAhead(ctx, func() *statement {
+		return storeConnection(w.cfg.Schema, w.fence, w.inherited.connections+int64(attempt))
+	})
+}
+
+// Confirm tells that the broker has certainly seen the acknowledgements of all deliveries up to the
+// number given, an Entry.Number. One of them that comes again shows that the broker has gone back.
+func (w *Writer) Confirm(number uint64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.confirmed = max(w.confirmed, number)
+}
+
+// storeAhead runs a statement about the session before the batch that would carry it, once the ledger
+// is read.
+func (w *Writer) storeAhead(ctx context.Context, what func() *statement) error {
 	if w.fence == nil {
 		return nil
 	}
@@ -172,9 +211,8 @@ func (w *Writer) BeginIncarnation(ctx context.Context, incarnation uint64) error
 		return fmt.Errorf("connect to database: %w", err)
 	}
 	defer conn.Release()
-	_, err = run(ctx, conn.Conn().PgConn(), []*statement{storeIncarnation(w.cfg.Schema, w.fence, w.inherited+int64(incarnation))})
-	if err != nil {
-		return fmt.Errorf("store incarnation of session %d: %w", w.fence.Index, err)
+	if _, err := run(ctx, conn.Conn().PgConn(), []*statement{what()}); err != nil {
+		return fmt.Errorf("update session %d: %w", w.fence.Index, err)
 	}
 	return nil
 }
@@ -193,7 +231,7 @@ func (w *Writer) openLedger(ctx context.Context) error {
 		err := w.ledger.load(bounded, w.pool, w.cfg.Schema, w.fence)
 		cancel()
 		if err == nil {
-			w.inherited = w.ledger.incarnation
+			w.inherited.incarnation, w.inherited.connections = w.ledger.inherited, w.ledger.connections
 			close(w.opened)
 			return nil
 		}
@@ -261,7 +299,7 @@ func (w *Writer) take() (_ []Entry, wait time.Duration) {
 		return nil, w.cfg.Linger - age
 	}
 	n, size := 0, 0
-	for n < len(waiting) && n < w.cfg.MaxMessages && waiting[n].Incarnation == waiting[0].Incarnation && (n == 0 || size+waiting[n].Size <= w.cfg.MaxBytes) {
+	for n < len(waiting) && n < w.cfg.MaxMessages && waiting[n].sameSession(&waiting[0]) && (n == 0 || size+waiting[n].Size <= w.cfg.MaxBytes) {
 		size += waiting[n].Size
 		n++
 	}

@@ -49,25 +49,27 @@ type config struct {
 }
 
 type mqttConfig struct {
-	URLs           addresses `default:"mqtt://localhost:1883" secret:"true" desc:"comma list, tried in turn; schemes mqtt, mqtts, ws, wss (tcp, ssl, tls accepted)"`
-	Username       text      `desc:"user name for the broker"`
-	UsernameFile   text      `split_words:"true" desc:"file that holds the user name"`
-	Password       text      `secret:"true" desc:"password for the broker"`
-	PasswordFile   text      `split_words:"true" desc:"file that holds the password; read again at every connection attempt"`
-	CAFile         text      `split_words:"true" desc:"PEM file of the authorities that may sign the broker's certificate; default the system's"`
-	CertFile       text      `split_words:"true" desc:"PEM file of the client certificate, for mutual TLS"`
-	KeyFile        text      `split_words:"true" desc:"PEM file of the client certificate's key"`
-	ServerName     text      `split_words:"true" desc:"host name the broker's certificate is checked against; default the URL's"`
-	ShareName      text      `split_words:"true" default:"bridge" desc:"Share Name; client ids are <share name>-<index>"`
-	ClientIDPrefix text      `split_words:"true" desc:"makes the client ids <prefix>-<index> instead"`
-	Mode           text      `default:"shared" oneof:"shared exclusive" desc:"shared subscriptions, or plain ones on one leased session (active and standby)"`
-	Sessions       integer   `default:"1" desc:"number of leased sessions that share the subscription"`
-	QoS            integer   `default:"1" desc:"QoS of the subscriptions: 0, 1 or 2"`
-	Keepalive      duration  `default:"15s" desc:"Keep Alive, whole seconds up to 65535s; 0 = off"`
-	SessionExpiry  duration  `split_words:"true" default:"24h" desc:"how long the broker keeps a session without a connection; longer than any outage"`
-	ReceiveMaximum integer   `split_words:"true" default:"2000" desc:"in-flight window per session, 1 to 32767"`
-	StatusTopic    text      `split_words:"true" desc:"when set: retained online below <topic>/<client id> after connect, offline as Will and before a clean disconnect"`
-	Watch          text      `default:"on" oneof:"on off" desc:"one more connection that reads the broker's version and its count of dropped messages below $SYS"`
+	URLs            addresses `default:"mqtt://localhost:1883" secret:"true" desc:"comma list, tried in turn; schemes mqtt, mqtts, ws, wss (tcp, ssl, tls accepted)"`
+	Username        text      `desc:"user name for the broker"`
+	UsernameFile    text      `split_words:"true" desc:"file that holds the user name"`
+	Password        text      `secret:"true" desc:"password for the broker"`
+	PasswordFile    text      `split_words:"true" desc:"file that holds the password; read again at every connection attempt"`
+	CAFile          text      `split_words:"true" desc:"PEM file of the authorities that may sign the broker's certificate; default the system's"`
+	CertFile        text      `split_words:"true" desc:"PEM file of the client certificate, for mutual TLS"`
+	KeyFile         text      `split_words:"true" desc:"PEM file of the client certificate's key"`
+	ServerName      text      `split_words:"true" desc:"host name the broker's certificate is checked against; default the URL's"`
+	ShareName       text      `split_words:"true" default:"bridge" desc:"Share Name; client ids are <share name>-<index>"`
+	ClientIDPrefix  text      `split_words:"true" desc:"makes the client ids <prefix>-<index> instead"`
+	Mode            text      `default:"shared" oneof:"shared exclusive" desc:"shared subscriptions, or plain ones on one leased session (active and standby)"`
+	Sessions        integer   `default:"1" desc:"number of leased sessions that share the subscription"`
+	QoS             integer   `default:"1" desc:"QoS of the subscriptions: 0, 1 or 2"`
+	Keepalive       duration  `default:"15s" desc:"Keep Alive, whole seconds up to 65535s; 0 = off"`
+	SessionExpiry   duration  `split_words:"true" default:"24h" desc:"how long the broker keeps a session without a connection; longer than any outage"`
+	ReceiveMaximum  integer   `split_words:"true" default:"2000" desc:"in-flight window per session, 1 to 32767"`
+	MaxMessageBytes size      `split_words:"true" default:"16MiB" desc:"greatest message that is held whole; of a larger one the beginning becomes a dead letter with reason too_large"`
+	CommonSessions  text      `split_words:"true" default:"off" oneof:"off on" desc:"on: all of BRIDGE_MQTT_URLS are one broker, or a cluster whose nodes share their sessions"`
+	StatusTopic     text      `split_words:"true" desc:"when set: retained online below <topic>/<client id> after connect, offline as Will and before a clean disconnect"`
+	Watch           text      `default:"on" oneof:"on off" desc:"one more connection that reads the broker's version and its count of dropped messages below $SYS"`
 }
 
 type brokerConfig struct {
@@ -181,6 +183,8 @@ func (cfg *config) validate(report func(variable, value, reason string)) {
 	rule(!strings.ContainsAny(m.StatusTopic.value, "+#") && !strings.HasPrefix(m.StatusTopic.value, "$") && printable(m.StatusTopic.value),
 		"BRIDGE_MQTT_STATUS_TOPIC", m.StatusTopic.text, "expected a topic name without + and # that does not begin with $")
 
+	rule(m.MaxMessageBytes.value >= 1<<10, "BRIDGE_MQTT_MAX_MESSAGE_BYTES", m.MaxMessageBytes.text, "expected at least 1KiB")
+
 	cfg.validateDatabase(report)
 	rule(schemaName.MatchString(cfg.Schema.value) && !strings.HasPrefix(cfg.Schema.value, "pg_"), "BRIDGE_SCHEMA", cfg.Schema.text,
 		"expected lower-case letters, digits and _, at most 63, not beginning with a digit or pg_")
@@ -255,6 +259,11 @@ func (cfg *config) loadRoutes(found *problems, known map[string]string) {
 	if cfg.MQTT.QoS.value == 2 {
 		cfg.warnings = append(cfg.warnings, "BRIDGE_MQTT_QOS=2 takes two more packets for each message and gives nothing that 1 does not give: "+
 			"rows are written once either way, and what publishers send with QoS 2 is told apart by the broker.")
+	}
+	keyless := func(r *mapping.Route) bool { return !r.Keyed }
+	if len(cfg.MQTT.URLs.value) > 1 && cfg.MQTT.CommonSessions.value == "off" && slices.ContainsFunc(routes.All(), keyless) {
+		cfg.warnings = append(cfg.warnings, "several addresses in BRIDGE_MQTT_URLS: after a change from one to another, routes without a key may write once more "+
+			"what was just committed; set BRIDGE_MQTT_COMMON_SESSIONS=on if they are one cluster that shares its sessions")
 	}
 	for _, route := range cfg.routeConfigs {
 		if strings.TrimSpace(route.Retained) == "store" && cfg.MQTT.Mode.value == "shared" {

@@ -21,6 +21,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/mqttpg/bridge/mapping"
 	"github.com/mqttpg/bridge/store"
 )
 
@@ -330,6 +331,16 @@ func replayDeadLetters(ctx context.Context, args []string, std streams) error {
 	}
 	if err != nil {
 		return fmt.Errorf("replay: %w", err)
+	}
+	cut := 0
+	for kind, n := range result.Waiting {
+		if kind.Reason == mapping.ReasonTooLarge {
+			cut += n
+		}
+	}
+	if cut > 0 {
+		fmt.Fprintf(std.err, "bridge: %s with reason %s: the message is not whole and can never be replayed; bridge deadletters purge deletes it\n",
+			letterCount(cut), mapping.ReasonTooLarge)
 	}
 	if n := result.StillWaiting(); n > 0 {
 		fmt.Fprintf(std.err, "bridge: %s still waiting; bridge deadletters list tells why\n", letterCount(n))

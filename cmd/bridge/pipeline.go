@@ -23,7 +23,10 @@ type pipeline struct {
 	writer  *store.Writer
 	routes  *mapping.Routes
 	budget  *ingest.Budget
-	log     *zap.Logger
+
+	maxMessage int // bytes of a PUBLISH, for people
+
+	log *zap.Logger
 
 	acks []ingest.Ack // of the batch being settled
 
@@ -41,10 +44,15 @@ func (s *service) newPipeline(lease *store.Lease, log *zap.Logger) (*pipeline, e
 	p := &pipeline{lease: lease, routes: s.cfg.routes, budget: s.budget, log: log, settled: make(chan struct{}, 1), tidy: make(chan struct{})}
 	p.arrivals.observe(time.Now(), 0, false)
 	mqtt := s.mqtt
+	p.maxMessage = mqtt.MaxMessageBytes
 	mqtt.Deliver, mqtt.Confirm = p.deliver, s.leases.Confirmed
 	mqtt.BeginIncarnation = func(ctx context.Context, incarnation uint64) error {
 		return p.writer.BeginIncarnation(ctx, incarnation)
 	}
+	mqtt.BeginConnection = func(ctx context.Context, attempt uint64) error {
+		return p.writer.BeginConnection(ctx, attempt)
+	}
+	mqtt.Confirmed = func(number uint64) { p.writer.Confirm(number) }
 	subscribed, wanted := lease.Subscriptions, mqtt.Subscriptions()
 	if lease.Retiring {
 		// What is wanted of others is unsubscribed in any case: a session that nobody has noted
@@ -75,27 +83,40 @@ func (s *service) newPipeline(lease *store.Lease, log *zap.Logger) (*pipeline, e
 // deliver maps a message and hands it to the writer. It never waits: keepalive is behind it.
 func (p *pipeline) deliver(_ context.Context, d *ingest.Delivery) {
 	p.received.Add(1)
-	outcomes := p.routes.MapCopy(&d.Message, d.SubscriptionIDs, nil)
+	entry := store.Entry{
+		Message: &d.Message, ReceivedAt: d.Message.ReceivedAt,
+		PacketID: d.PacketID, Dup: d.Dup, Incarnation: d.Incarnation, Attempt: d.Attempt, Broker: d.Broker, Connection: d.Connection,
+	}
+	if d.Cut != nil {
+		entry.Rejection, entry.Content = tooLarge(d, p.maxMessage), d.Cut.Hash
+		entry.Outcomes = p.routes.RefuseCopy(&d.Message, d.SubscriptionIDs, entry.Rejection, nil)
+	} else {
+		entry.Outcomes = p.routes.MapCopy(&d.Message, d.SubscriptionIDs, nil)
+	}
 	// The rows wait in memory as well, and EACH can make many of a small message.
 	rows := 0
-	for i := range outcomes {
-		for j := range outcomes[i].Rows {
-			rows += len(outcomes[i].Rows[j].Fields)
+	for i := range entry.Outcomes {
+		for j := range entry.Outcomes[i].Rows {
+			rows += len(entry.Outcomes[i].Rows[j].Fields)
 		}
 	}
 	p.budget.Charge(int64(rows))
-	size := d.Size + rows
-	p.heldBytes.Add(int64(size))
+	entry.Size = d.Size + rows
+	p.heldBytes.Add(int64(entry.Size))
 	if d.Message.QoS > 0 {
 		p.owed.Add(1)
 		if !d.Dup {
 			p.queueable.Add(1)
 		}
 	}
-	p.writer.Enqueue(store.Entry{
-		Message: &d.Message, Outcomes: outcomes, Size: size, ReceivedAt: d.Message.ReceivedAt,
-		PacketID: d.PacketID, Dup: d.Dup, Incarnation: d.Incarnation, Connection: d.Connection,
-	})
+	p.writer.Enqueue(entry)
+}
+
+// tooLarge is why a message that was not held whole is a dead letter that cannot be replayed.
+func tooLarge(d *ingest.Delivery, limit int) *mapping.Rejection {
+	return &mapping.Rejection{Reason: mapping.ReasonTooLarge, Detail: fmt.Sprintf(
+		"the message has %d bytes, BRIDGE_MQTT_MAX_MESSAGE_BYTES is %d: the first %d bytes of its payload are kept, so it cannot be replayed",
+		d.Cut.Size, limit, len(d.Message.Payload))}
 }
 
 // settle acknowledges what is committed, in the order of receipt and in one write [MQTT-4.6.0-2], and
@@ -107,7 +128,7 @@ func (p *pipeline) settle(entries []store.Entry) {
 		e := &entries[i]
 		size += int64(e.Size)
 		if e.Message.QoS > 0 {
-			p.acks = append(p.acks, ingest.Ack{Connection: e.Connection, PacketID: e.PacketID, QoS: e.Message.QoS})
+			p.acks = append(p.acks, ingest.Ack{Connection: e.Connection, PacketID: e.PacketID, QoS: e.Message.QoS, Number: e.Number})
 		}
 	}
 	if len(p.acks) > 0 {

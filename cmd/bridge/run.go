@@ -146,6 +146,7 @@ func (cfg *config) ingest(log *zap.Logger) ingest.Config {
 		CAFile: m.CAFile.value, CertFile: m.CertFile.value, KeyFile: m.KeyFile.value, ServerName: m.ServerName.value,
 		ShareName: shareName, Filters: cfg.routes.Filters(), QoS: byte(m.QoS.value),
 		KeepAlive: m.Keepalive.value, SessionExpiry: m.SessionExpiry.value, ReceiveMaximum: uint16(m.ReceiveMaximum.value),
+		MaxMessageBytes: m.MaxMessageBytes.value, CommonSessions: m.CommonSessions.value == "on",
 		StatusTopic: m.StatusTopic.value, Behind: cfg.routes.Behind, Log: log,
 	}
 }
