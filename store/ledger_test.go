@@ -364,21 +364,27 @@ func TestLedgerWhenTheBrokerGoesBack(t *testing.T) {
 		{"acknowledgements were lost", 3, []connection{before, {deliveries: []delivery{again(4), again(5), anew(6), one(7)}}}},
 		{"acknowledgements were lost twice", 3, []connection{before, {}, {deliveries: []delivery{again(4), again(5)}}, {deliveries: []delivery{again(5), one(6)}}}},
 		{"owners die one after another", 3, []connection{
-			before, {owner: 1, lost: true, deliveries: []delivery{again(4), again(5), one(6)}},
-			{owner: 2, lost: true}, {owner: 3, deliveries: []delivery{again(4), again(5), anew(6), one(7)}},
+			before,
+			{owner: 1, lost: true, deliveries: []delivery{again(4), again(5), one(6)}},
+			{owner: 2, lost: true},
+			{owner: 3, deliveries: []delivery{again(4), again(5), anew(6), one(7)}},
 		}},
 		{"back: what was under way then comes again", 5, []connection{
-			before, {deliveries: []delivery{again(2), again(3), one(4), one(5)}},
+			before,
+			{deliveries: []delivery{again(2), again(3), one(4), one(5)}},
 			{deliveries: []delivery{again(3), again(4), again(5), anew(6)}},
 		}},
 		{"back: the next owner is the first to see it", 5, []connection{before, {owner: 1, deliveries: []delivery{again(2), again(3), one(4), one(5)}}}},
 		{"back: others come under the old identifiers, and the owner dies before it commits them", 5, []connection{
-			before, {owner: 1, lost: true, deliveries: []delivery{one(4), one(5), one(6)}},
+			before,
+			{owner: 1, lost: true, deliveries: []delivery{one(4), one(5), one(6)}},
 			{owner: 2, deliveries: []delivery{anew(4), anew(5), anew(6), one(7)}},
 		}},
 		{"back: the owner was connected, and dies before it commits others", 5, []connection{
-			before, {lost: true, deliveries: []delivery{one(4)}},
-			{owner: 1, deliveries: []delivery{anew(4), one(5)}}, {deliveries: []delivery{again(5), anew(6)}},
+			before,
+			{lost: true, deliveries: []delivery{one(4)}},
+			{owner: 1, deliveries: []delivery{anew(4), one(5)}},
+			{deliveries: []delivery{again(5), anew(6)}},
 		}},
 		{"back: the owner dies with others on the way, after some were committed", 5, []connection{
 			before, {deliveries: []delivery{one(3)}}, {owner: 1, deliveries: []delivery{again(3), anew(4), anew(5), one(6)}},
@@ -388,8 +394,10 @@ func TestLedgerWhenTheBrokerGoesBack(t *testing.T) {
 			before, {deliveries: []delivery{again(2)}}, {owner: 1, deliveries: []delivery{again(2), anew(3), one(4)}},
 		}},
 		{"identifiers out of sequence", 3, []connection{
-			{deliveries: []delivery{one(1), one(2), one(1), one(1)}}, {deliveries: []delivery{anew(1), one(1)}},
-			{owner: 1, deliveries: []delivery{anew(1), again(1), one(2)}}, {owner: 2, deliveries: []delivery{anew(2), anew(1)}},
+			{deliveries: []delivery{one(1), one(2), one(1), one(1)}},
+			{deliveries: []delivery{anew(1), one(1)}},
+			{owner: 1, deliveries: []delivery{anew(1), again(1), one(2)}},
+			{owner: 2, deliveries: []delivery{anew(2), anew(1)}},
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

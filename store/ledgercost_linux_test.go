@@ -246,5 +246,5 @@ func writeSection(path, name, text string) error {
 	} else {
 		document = slices.Concat(document, []byte("\n"), section)
 	}
-	return os.WriteFile(path, document, 0o644) //nolint:gosec // a document is for everybody
+	return os.WriteFile(path, document, 0o644)
 }
