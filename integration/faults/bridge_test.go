@@ -5,7 +5,6 @@ package faults
 import (
 	"regexp"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/mqttpg/bridge/integration/provider"
@@ -15,22 +14,7 @@ import (
 var bridgeScenarios = []*scenario{
 	{
 		name: "kill at random", short: true,
-		trouble: func(s *stage) { s.killAtRandom(1) },
-	},
-	{
-		// Packet Identifiers come round more than once, and between twins only they and DUP differ.
-		name: "70 000 identical messages in one session", kinds: onlyTwins, limit: 70_000, rate: 4000,
-		env:     map[string]string{"BRIDGE_MQTT_RECEIVE_MAXIMUM": "500", "BRIDGE_BATCH_MAX_MESSAGES": "200"},
-		trouble: func(s *stage) { s.killAtRandom(10) },
-	},
-	{
-		name: "identical-200k", kinds: onlyTwins, limit: 200_000, rate: 2000,
-		env:     map[string]string{"BRIDGE_MQTT_RECEIVE_MAXIMUM": "500", "BRIDGE_BATCH_MAX_MESSAGES": "200"},
-		trouble: func(s *stage) { s.killAtRandom(50) },
-	},
-	{
-		name: "QoS 2 and kills", qos: 2, env: map[string]string{"BRIDGE_MQTT_QOS": "2"},
-		trouble: func(s *stage) { s.killAtRandom(1) },
+		trouble: (*stage).killAtRandom,
 	},
 	{
 		name: "kill before commit", short: true,
@@ -141,50 +125,13 @@ var bridgeScenarios = []*scenario{
 			s.factf("%d times", halts)
 		},
 	},
-	{
-		name:    "two installations with one client id",
-		kinds:   kindsOfTwoSchemas,
-		trouble: (*stage).contest,
-		forgive: forgiveness{extra: true, because: "each has a ledger of its own: what one has committed and not acknowledged " +
-			"is delivered to the other"},
-	},
-	{
-		name: "storm beyond the byte budget", pad: 16 << 10, rate: 1500, env: map[string]string{"BRIDGE_MAX_INFLIGHT_BYTES": "2MiB"},
-		trouble: func(s *stage) {
-			for s.loading() {
-				s.dbLink.toxic("latency", downstream, map[string]any{"latency": 100 + s.rng.IntN(400)})
-				s.pause(500*time.Millisecond, 2*time.Second)
-				s.dbLink.mend()
-				s.pause(0, 500*time.Millisecond)
-			}
-		},
-	},
-	{
-		// No clock of a machine is touched: the stamps that leases and ledger keep are moved, which is
-		// what a jump of the database's clock leaves behind.
-		name: "clock of the database jumps", replicas: 2, env: map[string]string{"BRIDGE_MQTT_SESSIONS": "2"}, calm: true,
-		trouble: func(s *stage) {
-			jumps := 0
-			for ; s.loading(); jumps++ {
-				jump := pick(s, []string{"1 hour", "-1 hour", "10 seconds", "-10 seconds"})
-				s.execute("update bridge.replicas set heartbeat_at = heartbeat_at + interval '"+jump+"'",
-					"update bridge.sessions set acquired_at = acquired_at + interval '"+jump+"'",
-					"update bridge.deliveries set committed_at = committed_at + interval '"+jump+"'")
-				s.pause(100*time.Millisecond, 2*time.Second)
-			}
-			s.factf("%d jumps", jumps)
-		},
-	},
 }
 
-func onlyTwins() []*kind { return []*kind{twins()} }
-
-// killAtRandom kills the only bridge at any time, also before it is ready, until the load is over,
-// and at least so many times.
-func (s *stage) killAtRandom(least int) {
+// killAtRandom kills the only bridge at any time, also before it is ready, until the load is over.
+func (s *stage) killAtRandom() {
 	s.t.Helper()
 	kills := 0
-	for ; s.loading() || kills < least; kills++ {
+	for ; s.loading(); kills++ {
 		s.pause(0, 1200*time.Millisecond)
 		s.kill(s.bridges[0])
 		if s.rng.IntN(4) > 0 { // otherwise the next life waits for the lease of the last
@@ -196,39 +143,6 @@ func (s *stage) killAtRandom(least int) {
 		}
 	}
 	s.factf("%d kills", kills)
-}
-
-// contest starts a second installation, which has its own tables in the same database and hence
-// leases that know nothing of the first's, and uses the same client id.
-func (s *stage) contest() {
-	s.t.Helper()
-	s.pause(time.Second, 2*time.Second)
-	before, start := s.connections(), time.Now()
-	second := s.launch(map[string]string{"BRIDGE_SCHEMA": "second"})
-	s.until("/health names the client id as the trouble", func() bool {
-		for _, bridge := range s.bridges {
-			if _, body, err := bridge.Get(s.ctx, "/health"); err == nil && strings.Contains(string(body), "uses client id bridge-0") {
-				return true
-			}
-		}
-		return false
-	})
-	told := time.Since(start)
-	s.within(time.Until(start.Add(time.Minute)), func() bool { return false })
-	n := s.connections() - before
-	if n > 30 {
-		s.t.Errorf("%d connections in a minute", n)
-	}
-	s.factf("%d connections in a minute, /health told after %.1f s", n, told.Seconds())
-	s.terminate(second)
-}
-
-// kindsOfTwoSchemas looks for dead letters in the schema of either installation.
-func kindsOfTwoSchemas() []*kind {
-	kinds := allKinds()
-	poison := kinds[len(kinds)-1]
-	poison.count = strings.ReplaceAll(poison.count, "from bridge.dead_letters", "from (select * from bridge.dead_letters union all select * from second.dead_letters) as letters")
-	return kinds
 }
 
 // connections is how often the broker has let a session in.

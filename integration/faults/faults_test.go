@@ -18,7 +18,7 @@ import (
 )
 
 // scenarios are the rows of the matrix, in the order of the table.
-var scenarios = slices.Concat(bridgeScenarios, brokerScenarios, databaseScenarios)
+var scenarios = slices.Concat(bridgeScenarios, brokerScenarios, databaseScenarios, identicalScenarios, warScenarios)
 
 var table matrix
 
