@@ -154,7 +154,7 @@ func (s *stage) connections() int {
 // connections.
 var (
 	connected = regexp.MustCompile(`New client connected from .* as bridge-\d+ \(`)
-	lost      = regexp.MustCompile(`Client bridge-\d+ (closed its connection|disconnected|has exceeded timeout)`)
+	lost      = regexp.MustCompile(`Client bridge-\d+ (.* )?(closed its connection|disconnected|has exceeded timeout)`)
 )
 
 // killAndMend kills the only bridge while its links are bad, mends them and starts it again.

@@ -4,9 +4,13 @@ package faults
 
 import (
 	"context"
+	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
 
 	"github.com/mqttpg/bridge/integration/provider"
 )
@@ -65,5 +69,44 @@ func TestCompare(t *testing.T) {
 	}
 	if rows, want := l.arrived(t, db, l.kinds); rows != 14 || want != 8 {
 		t.Errorf("arrived %d of %d", rows, want)
+	}
+}
+
+func TestLaw(t *testing.T) {
+	for _, c := range []struct {
+		what, metrics string
+		holds         bool
+	}{
+		{"every outcome", `
+bridge_messages_received_total{route="a"} 15
+bridge_messages_written_total{route="a"} 1
+bridge_messages_duplicate_total{route="a"} 2
+bridge_messages_dead_lettered_total{route="a",reason="x"} 1
+bridge_messages_dead_lettered_total{route="a",reason="y"} 2
+bridge_messages_skipped_total{route="a",reason="x"} 4
+bridge_messages_in_flight{route="a"} 5
+`, true},
+		{"one lost", `
+bridge_messages_received_total{route="a"} 2
+bridge_messages_written_total{route="a"} 1
+`, false},
+		{"one too many for one route, too few for the other", `
+bridge_messages_received_total{route="a"} 1
+bridge_messages_received_total{route="b"} 1
+bridge_messages_written_total{route="a"} 2
+bridge_messages_written_total{route="b"} 0
+`, false},
+	} {
+		parser := expfmt.NewTextParser(model.LegacyValidation)
+		families, err := parser.TextToMetricFamilies(strings.NewReader(c.metrics))
+		must(t, err)
+		for _, family := range families { // the parser takes what has no type for untyped
+			for _, sample := range family.GetMetric() {
+				sample.Gauge = &dto.Gauge{Value: sample.GetUntyped().Value}
+			}
+		}
+		if _, _, broken := law(families); (broken == "") != c.holds {
+			t.Errorf("%s: %q", c.what, broken)
+		}
 	}
 }

@@ -73,7 +73,16 @@ func (w *watcher) scrape(ctx context.Context) string {
 	for _, n := range byRoute(families["bridge_messages_duplicate_total"]) {
 		w.duplicates[pid] += int(n)
 	}
-	received, inFlight := 0.0, 0.0
+	received, inFlight, broken := law(families)
+	if inFlight == 0 {
+		w.settled = received
+	}
+	return broken
+}
+
+// law adds up what was received and what is in flight, and says for which route, if any, messages were
+// made or lost between receipt and outcome.
+func law(families map[string]*dto.MetricFamily) (received, inFlight float64, broken string) {
 	for route, n := range byRoute(families["bridge_messages_received_total"]) {
 		waiting := byRoute(families["bridge_messages_in_flight"])[route]
 		outcomes := waiting
@@ -81,14 +90,11 @@ func (w *watcher) scrape(ctx context.Context) string {
 			outcomes += byRoute(families["bridge_messages_"+outcome+"_total"])[route]
 		}
 		if n != outcomes {
-			return fmt.Sprintf("route %s received %v, its outcomes and what is in flight are %v", route, n, outcomes)
+			broken = fmt.Sprintf("route %s received %v, its outcomes and what is in flight are %v", route, n, outcomes)
 		}
 		received, inFlight = received+n, inFlight+waiting
 	}
-	if inFlight == 0 {
-		w.settled = received
-	}
-	return ""
+	return received, inFlight, broken
 }
 
 // byRoute adds up the samples of a family by their label route.
