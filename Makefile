@@ -24,7 +24,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test setup vet lint test-unit test-integration test-image faults cover build image fmt clean
+.PHONY: help demo test setup vet lint test-unit test-integration test-image faults cover bench-ledger build image fmt clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ faults: ## the fault matrix, its table into docs/faults.md (FAULTS_MINUTES=30, F
 
 cover: ## hold the coverage of the last test runs against what is asked
 	bash integration/setup/coverage.sh $(COVER_DIR)
+
+bench-ledger: ## what the delivery ledger costs, into docs/performance.md
+	BENCH_DOCS=$(CURDIR)/docs/performance.md go test ./store -run '^$$' -bench LedgerCost -benchtime 1x -timeout 30m
 
 build: ## bin/bridge, static
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/bridge ./cmd/bridge
