@@ -5,6 +5,11 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/mqttpg/bridge/ingest"
+	"github.com/mqttpg/bridge/mapping"
+	"github.com/mqttpg/bridge/store"
+	"go.uber.org/zap/zaptest"
 )
 
 func TestOutage(t *testing.T) {
@@ -82,5 +87,35 @@ func TestApproximately(t *testing.T) {
 		if got := approximately(seconds); got != want {
 			t.Errorf("%g: %s, want %s", seconds, got, want)
 		}
+	}
+}
+
+// TestQueueable: what says how fast the broker's queue would fill is what the broker would queue, each
+// message once.
+func TestQueueable(t *testing.T) {
+	environment(t, append(telemetry, "BRIDGE_DATABASE_URL=postgres://u@127.0.0.1:1/d")...)
+	cfg, err := loadConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := newService(t.Context(), cfg, zaptest.NewLogger(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.pool.Close()
+	p, err := s.newPipeline(&store.Lease{ClientID: "bridge-0"}, s.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []*ingest.Delivery{
+		{Message: mapping.Message{Topic: "devices/a/telemetry", QoS: 0}},
+		{Message: mapping.Message{Topic: "devices/a/telemetry", QoS: 1}, PacketID: 1},
+		{Message: mapping.Message{Topic: "devices/a/telemetry", QoS: 1}, PacketID: 1, Dup: true},
+		{Message: mapping.Message{Topic: "devices/a/telemetry", QoS: 2}, PacketID: 2},
+	} {
+		p.deliver(t.Context(), d)
+	}
+	if n := p.queueable.Load(); n != 2 {
+		t.Errorf("%d messages count, want 2", n)
 	}
 }
