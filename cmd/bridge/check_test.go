@@ -96,6 +96,14 @@ func TestCheckConnect(t *testing.T) {
 	t.Run("unmigrated database that somebody else migrates", func(t *testing.T) {
 		check(t, exitFailure, nil, []string{fmt.Sprintf("bridge: database: migrations: %[1]d of %[1]d are pending and BRIDGE_MIGRATE is off", migrations.Latest())}, "BRIDGE_MIGRATE=off")
 	})
+	t.Run("settings of the server", func(t *testing.T) {
+		alter := func(what string) {
+			query(t, url, `do $$ begin execute format('alter database %I `+what+`', current_database()); end $$`)
+		}
+		alter(`set statement_timeout = ''7s''`)
+		defer alter(`reset statement_timeout`)
+		check(t, exitOK, nil, []string{"warning: database: statement_timeout is 7000 for this connection (from: database): batches have limits of their own, but migrations"})
+	})
 	t.Run("tables", func(t *testing.T) {
 		query(t, url, `create table telemetry (device_id text, "time" timestamptz, n int4)`)
 		check(t, exitFailure, nil, []string{"bridge: database: route telemetry: table telemetry: has no column message_id, which belongs to the key (device_id, time, message_id)"})
