@@ -446,3 +446,31 @@ func TestLedgerWhenTheBrokerGoesBack(t *testing.T) {
 		})
 	}
 }
+
+// TestLedgerPastTheLastIdentifier: after 65535 comes 1, which is no step back, and redeliveries from both
+// sides of it are known.
+func TestLedgerPastTheLastIdentifier(t *testing.T) {
+	t.Parallel()
+	l, r := newLedger(), &record{}
+	m := &mapping.Message{Topic: "t", Payload: []byte("21.5"), QoS: 1}
+	deliver := func(packetID uint16, dup bool, attempt uint64) bool {
+		return l.redelivery(&Entry{Message: m, PacketID: packetID, Dup: dup, Attempt: attempt}, l.hash(m, 0), r)
+	}
+	for n := range 3 * maxPacketID {
+		attempt := uint64(n/20_000) + 1 // a new connection now and then, also at the end of the identifiers
+		if deliver(uint16(n%maxPacketID+1), false, attempt) {
+			t.Fatalf("delivery %d passed for a redelivery", n)
+		}
+		if n%maxPacketID != 5 || n < maxPacketID {
+			continue
+		}
+		for _, packetID := range []uint16{65534, 65535, 1, 6} {
+			if !deliver(packetID, true, attempt) {
+				t.Errorf("delivery %d: the redelivery of %d is not known", n, packetID)
+			}
+		}
+	}
+	if l.reuses || len(r.packetIDs) != 2*3*maxPacketID {
+		t.Errorf("out of sequence %t, %d identifiers noted", l.reuses, len(r.packetIDs)/2)
+	}
+}
