@@ -25,9 +25,15 @@ type batch struct {
 	// stubborn is how many attempts failed because of the server in the statement of a route.
 	stubborn int
 
+	// unkept is how many attempts failed because of the server over a dead letter.
+	unkept int
+
 	// presumed is the outcome of the last attempt that failed: what counts if it was committed after all.
 	presumed *outcome
 }
+
+// cuts says whether the payloads of dead letters are to be cut.
+func (b *batch) cuts() bool { return b.unkept >= unkeptAttempts }
 
 // group is the rows of one route.
 type group struct {

@@ -24,6 +24,10 @@ const routePause = time.Second
 // a minute, until the messages that it fails over are looked for and refused.
 const stubbornAttempts = 12
 
+// unkeptAttempts is how often the server may fail over dead letters in the same way until long payloads
+// are cut.
+const unkeptAttempts = 5
+
 // outcome is what an attempt made of a batch, true once it is committed.
 type outcome struct {
 	tallies tallies
@@ -34,6 +38,7 @@ type outcome struct {
 type attemptError struct {
 	verdict verdict
 	route   *mapping.Route // for verdictRoute
+	letter  bool           // a dead letter could not be written
 	err     error
 }
 
@@ -70,6 +75,9 @@ func (w *Writer) commit(ctx context.Context, b *batch) (*outcome, error) {
 		}
 		if failed.route != nil && ofServer(err) {
 			b.stubborn++
+		}
+		if failed.letter && tooMuch(err) {
+			b.unkept++
 		}
 		wait := pause
 		if failed.verdict == verdictRoute {
@@ -272,10 +280,11 @@ func (w *Writer) insertAll(ctx context.Context, conn *pgconn.PgConn, guard *stat
 			statements, owner = append(statements, &s.statement), append(owner, in)
 		}
 	}
-	letters, err := insertDeadLetters(w.cfg.Schema, o.letters)
+	letters, err := insertDeadLetters(w.cfg.Schema, o.letters, b.cuts())
 	if err != nil {
 		return err
 	}
+	rows := len(statements)
 	for _, s := range letters {
 		statements, owner = append(statements, s), append(owner, nil)
 	}
@@ -288,7 +297,9 @@ func (w *Writer) insertAll(ctx context.Context, conn *pgconn.PgConn, guard *stat
 		if failed < len(statements) && owner[failed] != nil {
 			return judged(err, owner[failed], false)
 		}
-		return judged(err, nil, false)
+		e := judged(err, nil, false)
+		e.letter = rows <= failed && failed < len(statements)
+		return e
 	}
 	for _, in := range live {
 		w.count(o, in, len(in.units))

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"hash/fnv"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -21,6 +22,20 @@ type deadLetter struct {
 	route  string
 	reason mapping.Reason
 	detail string
+}
+
+// cut shortens the payload of a letter that is too long; no replay takes it for a reading then. The entry
+// stays as it is.
+func (l *deadLetter) cut() {
+	n := len(l.entry.Message.Payload)
+	if n <= keptPayload {
+		return
+	}
+	message, entry := *l.entry.Message, *l.entry
+	message.Payload = message.Payload[:keptPayload]
+	entry.Message = &message
+	l.entry, l.reason = &entry, mapping.ReasonTooLarge
+	l.detail = fmt.Sprintf("the server did not take the payload, of its %d bytes %d are kept; %s", n, keptPayload, l.detail)
 }
 
 // maxProperties is the size in bytes beyond which user properties are left out of a dead letter.
@@ -40,8 +55,19 @@ type properties struct {
 // protocol ends at 1 GiB.
 const maxStatement = 64 << 20
 
-// insertDeadLetters makes the statements for letters.
-func insertDeadLetters(schema string, letters []deadLetter) ([]*statement, error) {
+// keptPayload is how many bytes of a payload a dead letter keeps that the server gives up over time and
+// again. A whole letter of 256 MiB, the most that MQTT carries, is stored; but it takes a server memory and
+// time that not every one has, and a letter that cannot be written holds up the line.
+const keptPayload = 1 << 20
+
+// insertDeadLetters makes the statements for letters, with their payloads whole or cut to keptPayload.
+func insertDeadLetters(schema string, letters []deadLetter, cut bool) ([]*statement, error) {
+	if cut {
+		letters = slices.Clone(letters)
+		for i := range letters {
+			letters[i].cut()
+		}
+	}
 	var list []*statement
 	for len(letters) > 0 {
 		n, size := 0, 0

@@ -63,13 +63,16 @@ func (is *isolation) run(ctx context.Context, guard *statement, live []*insertio
 		return is.broken
 	}
 	closing := is.batch.record.statements(w.cfg.Schema, w.fence)
-	letters, err := insertDeadLetters(w.cfg.Schema, is.outcome.letters)
+	letters, err := insertDeadLetters(w.cfg.Schema, is.outcome.letters, is.batch.cuts())
 	if err != nil {
 		return err
 	}
+	first, end := len(closing), len(closing)+len(letters)
 	closing = append(closing, letters...)
-	if _, err := run(ctx, is.conn, append(closing, &statement{sql: "commit"})); err != nil {
-		return judged(fmt.Errorf("commit isolation: %w", err), nil, false)
+	if failed, err := run(ctx, is.conn, append(closing, &statement{sql: "commit"})); err != nil {
+		e := judged(fmt.Errorf("commit isolation: %w", err), nil, false)
+		e.letter = first <= failed && failed < end
+		return e
 	}
 	return nil
 }

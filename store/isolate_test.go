@@ -224,3 +224,47 @@ func TestServerGivesUpOverARow(t *testing.T) {
 		})
 	}
 }
+
+// TestLetterThatNoServerBears: a payload that cannot be kept whole does not hold up the line for ever, and
+// what is left of it is not taken for a reading.
+func TestLetterThatNoServerBears(t *testing.T) {
+	t.Parallel()
+	for _, reason := range []string{"parked", "refused"} {
+		t.Run(reason, func(t *testing.T) {
+			t.Parallel()
+			_, pool := newDatabase(t)
+			raw := mapping.RouteConfig{Name: "raw", Topic: "raw/{device_id}", Format: "raw", Partition: "none"}
+			l := newLine(t, pool, impatient(t), nil, raw)
+			if err := l.tables.Ensure(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			execute(t, pool, `create function exhaust() returns trigger language plpgsql as $$ begin
+					if octet_length(new.payload) > 1048576 then raise 'out of memory' using errcode = '53200'; end if; return new; end $$;
+				create trigger exhaust before insert on bridge.dead_letters for each row execute function exhaust()`)
+			spoil, mend := `alter table raw rename to elsewhere; create sequence raw`, `drop sequence raw; alter table elsewhere rename to raw`
+			if reason == "refused" {
+				spoil, mend = `alter table raw add constraint never check (false)`, `alter table raw drop constraint never`
+			}
+			execute(t, pool, spoil)
+			l.send("raw/a", strings.Repeat("x", keptPayload+1))
+			l.send("raw/b", "y")
+			l.flush()
+			got := letters(t, pool)
+			if len(got) != 2 || !strings.HasPrefix(got[0], "raw/a 0 f too_large the server did not take the payload, of its 1048577 bytes 1048576 are kept; ") {
+				t.Fatalf("letters %q", got)
+			}
+			if n := value[int](t, pool, `select octet_length(payload) from bridge.dead_letters where topic = 'raw/a'`); n != keptPayload {
+				t.Errorf("%d bytes kept, want %d", n, keptPayload)
+			}
+			execute(t, pool, mend)
+			l.maintain()
+			if reason == "parked" {
+				eventually(t, "the other one is replayed", func() bool { return value[int](t, pool, `select count(*)::int from raw`) == 1 })
+			}
+			replayAll(t, pool, LetterFilter{}, raw)
+			if rows := list[string](t, pool, `select topic from raw`); len(rows) != 1 || rows[0] != "raw/b" {
+				t.Errorf("rows of %q, want raw/b alone", rows)
+			}
+		})
+	}
+}

@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/mqttpg/bridge/mapping"
 	"github.com/prometheus/client_golang/prometheus"
@@ -228,9 +227,9 @@ func (r *replay) round(ctx context.Context) (missed, more bool, err error) {
 		switch {
 		case err == nil:
 			claims, misses = claims[n:], 0
-		case size > 1 && ofLetter(err):
+		case size > 1 && tooMuch(err):
 			size = 1 // one of them is more than the server can bear: each alone
-		case ofLetter(err):
+		case tooMuch(err):
 			if err := r.blame(ctx, batch[0], err); err != nil {
 				return true, false, err
 			}
@@ -245,12 +244,6 @@ func (r *replay) round(ctx context.Context) (missed, more bool, err error) {
 }
 
 func unusable(err error) bool { return errors.As(err, new(*unusableError)) }
-
-// ofLetter says that an error may be due to one letter, such as one that takes too much memory or time.
-func ofLetter(err error) bool {
-	pgErr := (*pgconn.PgError)(nil)
-	return ofServer(err) || errors.As(err, &pgErr) && pgErr.Code == "57014"
-}
 
 // blame notes that a letter was tried alone in vain. After some tries it is left to people.
 func (r *replay) blame(ctx context.Context, c claim, err error) error {

@@ -475,6 +475,9 @@ func (tx *replayTransaction) lock(ctx context.Context, conn *pgx.Conn, claims []
 			l.refuse(reason, detail) // it is not whole, as the detail says: there is nothing to replay
 		}
 		if _, err := readProperties(document, l.message); err != nil {
+			if reason == ReasonTableUnusable {
+				reason = mapping.ReasonInvalidPayload // or it would be tried for ever
+			}
 			l.refuse(reason, err.Error()) // somebody has changed it by hand; the others are well
 		}
 		letters[id], attempts[id], reasons[id] = l, tries, reason

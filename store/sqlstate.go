@@ -93,6 +93,12 @@ func ofServer(err error) bool {
 	return errors.As(err, &pgErr) && (pgErr.Code == "53200" || pgErr.Code == "XX000")
 }
 
+// tooMuch says that a value may be more than the server can bear: memory, time, or a limit of its own.
+func tooMuch(err error) bool {
+	pgErr := (*pgconn.PgError)(nil)
+	return ofServer(err) || errors.As(err, &pgErr) && (pgErr.Code == "57014" || pgErr.Code[:min(2, len(pgErr.Code))] == "54")
+}
+
 // errorClass is the closed set of labels for retries: the SQLSTATE class, or what came instead.
 func errorClass(err error) string {
 	pgErr := (*pgconn.PgError)(nil)

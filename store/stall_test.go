@@ -78,7 +78,7 @@ func TestStatementsAreBounded(t *testing.T) {
 	huge := make([]byte, 40<<20)
 	letter := deadLetter{entry: &Entry{Message: &mapping.Message{Topic: "t", Payload: huge}}, route: "r"}
 	small := deadLetter{entry: &Entry{Message: &mapping.Message{Topic: "t"}}, route: "r"}
-	list, err := insertDeadLetters("bridge", []deadLetter{letter, small, letter, small, small})
+	list, err := insertDeadLetters("bridge", []deadLetter{letter, small, letter, small, small}, false)
 	if err != nil || len(list) != 2 {
 		t.Errorf("%d statements, %v, want 2", len(list), err)
 	}
