@@ -195,6 +195,7 @@ func (w *Watch) read(ctx context.Context, u *url.URL) error {
 	}
 	client := paho.NewClient(paho.ClientConfig{
 		Conn: packets.NewThreadSafeConn(nc), ClientID: w.status.ClientID, PacketTimeout: packetTimeout,
+		AuthHandler: noAuthentication{},
 		OnPublishReceived: []func(paho.PublishReceived) (bool, error){func(p paho.PublishReceived) (bool, error) {
 			w.take(shown(u), p.Packet.Topic, p.Packet.Payload, p.Packet.Retain)
 			return true, nil
@@ -230,6 +231,16 @@ func (w *Watch) read(ctx context.Context, u *url.URL) error {
 	}
 	return w.follow(ctx, nc, shown(u), client.Done(), ended)
 }
+
+// noAuthentication is there because paho calls its handler for an Authentication Method in CONNACK even
+// where CONNECT had none, and does not ask whether there is a handler.
+type noAuthentication struct{}
+
+// Authenticate answers an AUTH that nobody asked for.
+func (noAuthentication) Authenticate(*paho.Auth) *paho.Auth { return &paho.Auth{} }
+
+// Authenticated does nothing.
+func (noAuthentication) Authenticated() {}
 
 // subscribe asks for the topics, one SUBSCRIBE for all. Some of them may be refused.
 func (w *Watch) subscribe(ctx context.Context, client *paho.Client) error {

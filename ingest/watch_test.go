@@ -188,7 +188,9 @@ func TestWatchRefused(t *testing.T) {
 	}{
 		"the subscription": {func(m *mochi) { m.allow = func(filter string) bool { return !strings.HasPrefix(filter, "$SYS") } }, (*mochi).url, "refused the subscription to $SYS"},
 		"the client":       {func(m *mochi) { m.login = func(string, string) bool { return false } }, (*mochi).url, "refused the connection that reads $SYS: bad user name or password (0x86)"},
-		"by closing":       {nil, func(*mochi) string { return scriptedBroker(t, connack) }, ""},
+		// paho alone would end the process: it calls an authentication handler that is not there.
+		"with an Authentication Method": {nil, func(*mochi) string { return scriptedBroker(t, "20 07 00 00 04 15 0001 'a'", 0x87, 0x87, 0x87) }, "refused the subscription"},
+		"by closing":                    {nil, func(*mochi) string { return scriptedBroker(t, connack) }, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			broker := startMochi(t, nil)
