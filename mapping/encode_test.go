@@ -210,6 +210,8 @@ func TestValuesThatDoNotFit(t *testing.T) {
 		{"jsonb", `["\ud800"]`, "surrogate"},
 		{"jsonb", `[1e131072]`, "beyond the range of numeric"},
 		{"jsonb", `[0e1073741823]`, "beyond the range of numeric"},
+		{"jsonb", "[" + strings.Repeat("1e131071,", 9) + "1]", "written out"},
+		{"jsonb", "[" + strings.Repeat("0e-16383,", 99) + "1]", "written out"},
 		{"jsonb", `{"\udfff":1}`, "surrogate"},
 		{"jsonb", "[" + strings.Repeat("9", 131073) + "]", "beyond the range of numeric"},
 		{"bytea", `"\\x0"`, "not hexadecimal"},

@@ -165,7 +165,12 @@ func hex4(s string) rune {
 // isEscape reports whether s is one escape sequence of a JSON string.
 func isEscape(s string) bool { return gjson.Valid(`"`+s+`"`) && len(s) > 1 && s[0] == '\\' }
 
-// jsonbRefuses says what in a valid JSON text PostgreSQL's jsonb cannot hold; empty if nothing.
+// maxGrown bounds by how many bytes PostgreSQL may write a jsonb longer than it came. It has no
+// exponents: 9 bytes of 1e131071 are stored in 12 and written in 131072, and a row with some thousands of
+// them is beyond the 1 GB of a value, so that no query that reads it ever succeeds.
+const maxGrown = 1 << 20
+
+// jsonbRefuses says what in a valid JSON text PostgreSQL's jsonb cannot hold, or not give back; empty if nothing.
 func jsonbRefuses(text string) string {
 	if len(text) > maxJSONB {
 		return fmt.Sprintf("is longer than %d MiB", maxJSONB>>20)
@@ -174,6 +179,7 @@ func jsonbRefuses(text string) string {
 	if len(text) < 15000 && !hasExponent(text) && !strings.Contains(text, `\u`) {
 		return ""
 	}
+	grown := 0
 	for i := 0; i < len(text); {
 		switch c := text[i]; {
 		case c == '"':
@@ -191,8 +197,12 @@ func jsonbRefuses(text string) string {
 			for end < len(text) && strings.IndexByte("0123456789+-.eE", text[end]) >= 0 {
 				end++
 			}
-			if d, ok := parseDecimal(text[i:end]); !ok || !d.fitsNumeric() {
+			d, ok := parseDecimal(text[i:end])
+			if !ok || !d.fitsNumeric() {
 				return "holds a number beyond the range of numeric: " + cut(text[i:end], 40)
+			}
+			if grown += max(0, d.point()) + d.scale() - (end - i); grown > maxGrown {
+				return fmt.Sprintf("holds numbers that are longer by more than %d MiB when written out", maxGrown>>20)
 			}
 			i = end
 		default:
