@@ -210,6 +210,8 @@ run at once: equal to the byte without id and time, distinct without id and time
 time, with three rows a message, plain text, and now and then a broken one, which must become exactly one dead
 letter. Afterwards the tables are compared with what the broker had acknowledged to the publisher, message by message.
 
+* **acknowledged**: those the broker took. The others broke off with the publisher's connection, or were answered
+  with "no matching subscribers", as by a restarted Mosquitto before the bridge has made its shared subscription anew.
 * **missing**: rows of acknowledged messages that are not there.
 * **extra**: rows beyond those of the published messages.
 * **reconnects**: connections of the bridges that the broker counted, beyond the first of each session.
