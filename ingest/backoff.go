@@ -24,8 +24,8 @@ const (
 	maxBackoff = time.Minute
 	// maxDialBackoff bounds the wait when nothing listens at the other end. It is short because
 	// Mosquitto does not keep shared subscriptions over its restart: what is published between its
-	// start and our SUBSCRIBE never reaches us.
-	maxDialBackoff = 5 * time.Second
+	// start and our SUBSCRIBE never reaches us. One attempt a second costs nobody anything.
+	maxDialBackoff = time.Second
 	// authBackoff keeps wrong credentials from filling the broker's log or locking the account.
 	authBackoff = 30 * time.Second
 	// Two owners of one client id end each other's connection; who was told so stays away for a
@@ -92,12 +92,10 @@ func (b *backoff) young(now time.Time) (n int) {
 	return n
 }
 
-// refused notes an attempt without a successful CONNACK; reached says whether a broker answered. That
-// there is such an attempt explains why connections ended: the broker is the one in trouble.
+// refused notes an attempt without a successful CONNACK; reached says whether a broker answered.
 func (b *backoff) refused(reached bool, code byte) {
 	b.reached = b.reached || reached
 	b.floor = max(b.floor, floorFor(code))
-	b.silent = nil
 }
 
 // next returns the wait before a round of attempts, one for each URL. round counts the rounds since
@@ -105,6 +103,14 @@ func (b *backoff) refused(reached bool, code byte) {
 func (b *backoff) next(round int) time.Duration {
 	reached, floor := b.reached, b.floor
 	b.reached, b.floor = false, 0
+	if round > 0 {
+		// A whole round without a connection explains why earlier ones ended: the broker was in trouble.
+		// An address that does not answer beside one that does explains nothing.
+		b.silent = nil
+		if !reached {
+			b.unstable = 0
+		}
+	}
 
 	failures := b.unstable + round
 	switch {

@@ -174,8 +174,8 @@ func (s *stage) lockTable(meanwhile func()) {
 	s.load.end()
 	healthy := slices.DeleteFunc(slices.Clone(s.load.kinds), func(k *kind) bool { return k == locked })
 	s.until("the other tables are complete", func() bool {
-		rows, want := s.load.arrived(s.t, other, healthy)
-		return rows >= want
+		_, lacking := s.load.arrived(s.t, other, healthy)
+		return lacking == 0
 	})
 	must(s.t, tx.Commit(s.ctx))
 	s.factf("%s locked, %d of its messages parked", locked.name, s.number("select count(*)::int from bridge.dead_letters where reason = 'table_unusable'"))

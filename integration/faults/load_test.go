@@ -377,21 +377,22 @@ func (l *load) compare(t *testing.T, db *pgx.Conn) account {
 	return a
 }
 
-// arrived is how many rows and dead letters there are of some kinds, and how many there have to be at
-// least.
-func (l *load) arrived(t *testing.T, db *pgx.Conn, kinds []*kind) (rows, want int) {
+// arrived is how many rows and dead letters there are of some kinds, and how many are lacking: what one
+// kind has too many does not stand for what another one has not got yet.
+func (l *load) arrived(t *testing.T, db *pgx.Conn, kinds []*kind) (rows, lacking int) {
 	t.Helper()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, k := range kinds {
-		n := 0
+		n, want := 0, 0
 		must(t, db.QueryRow(t.Context(), "select coalesce(sum(count), 0)::int from ("+k.count+") as each(number, count)").Scan(&n))
-		rows += n
 		for _, yes := range k.acked {
 			if yes {
 				want += k.rows
 			}
 		}
+		rows += n
+		lacking += max(0, want-n)
 	}
-	return rows, want
+	return rows, lacking
 }

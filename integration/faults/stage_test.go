@@ -375,11 +375,11 @@ func (s *stage) drain(patience time.Duration) {
 	defer func() { _ = db.Close(context.WithoutCancel(s.ctx)) }()
 	before, changed := -1, time.Now()
 	for time.Since(changed) < patience {
-		rows, want := s.load.arrived(s.t, db, s.load.kinds)
+		rows, lacking := s.load.arrived(s.t, db, s.load.kinds)
 		if rows != before {
 			before, changed = rows, time.Now()
 		}
-		if rows >= want {
+		if lacking == 0 {
 			break
 		}
 		time.Sleep(200 * time.Millisecond)
