@@ -56,6 +56,8 @@ type ledger struct {
 	confirmed   uint64 // the broker has seen the acknowledgements of deliveries up to this number
 	last        uint16 // the packet identifier ahead of all others; 0: none
 	reuses      bool   // the broker does not use packet identifiers in sequence
+	fresh       uint16 // the packet identifier of the last delivery without DUP to this process; 0: none
+	ascent      int    // so many deliveries without DUP in a row had an identifier ahead of the one before
 }
 
 // seen is the last delivery with a packet identifier.
@@ -68,6 +70,7 @@ type seen struct {
 const (
 	markBack   = 0 // the broker went back to the identifier that follows
 	markReuses = 1 // the broker does not use identifiers in sequence
+	markCounts = 2 // it does after all
 )
 
 func newLedger() *ledger {
@@ -79,7 +82,10 @@ func newLedger() *ledger {
 func (l *ledger) redelivery(e *Entry, hash uint64, r *record) bool {
 	known := l.seen[e.PacketID]
 	connection := l.connections + int64(e.Attempt)
-	if e.Dup && known.number != 0 && known.hash == hash && l.next-known.number <= LedgerWindow {
+	// An identifier ahead of the last one is on its way to a new message: it stood for another one before, and
+	// has come round within the window because the broker threw messages away, with their identifiers.
+	behind := l.reuses || !ahead(l.last, e.PacketID)
+	if e.Dup && behind && known.number != 0 && known.hash == hash && l.next-known.number <= LedgerWindow {
 		switch {
 		case l.reuses:
 			// An identifier that was acknowledged may stand for another message at once. What is in this
@@ -101,21 +107,40 @@ func (l *ledger) redelivery(e *Entry, hash uint64, r *record) bool {
 		// be another message under the identifier of an old one. A row too many is better than none.
 	}
 	if !e.Dup {
-		if l.last != 0 && !ahead(l.last, e.PacketID) && !l.reuses {
-			if connection == l.sighted { // no restart of the broker in between
-				l.reuses = true
-				r.add(0, markReuses)
-				l.next++
-			} else {
-				r.add(0, markBack)
-				l.next++
-				l.back(e.PacketID)
-			}
-		}
+		l.watch(e.PacketID, connection, r)
 		l.sighted = connection
 	}
 	e.Number = l.note(e.PacketID, hash, r)
 	return false
+}
+
+// watch sees from a delivery without DUP whether the broker goes on with its packet identifiers.
+//
+// A broker that gives the lowest free one never goes up for longer than Receive Maximum, which is at most
+// LedgerWindow. One that does so counts: it had only thrown away as many messages, with their
+// identifiers, as look like a step back. What is in the window then is of that ascent.
+func (l *ledger) watch(packetID uint16, connection int64, r *record) {
+	if l.fresh != 0 && ahead(l.fresh, packetID) {
+		l.ascent++
+	} else {
+		l.ascent = 0
+	}
+	l.fresh = packetID
+	switch {
+	case l.reuses && l.ascent > LedgerWindow:
+		l.reuses, l.last = false, 0
+		r.add(0, markCounts)
+		l.next++
+	case l.reuses || l.last == 0 || ahead(l.last, packetID):
+	case connection == l.sighted: // no restart of the broker in between
+		l.reuses = true
+		r.add(0, markReuses)
+		l.next++
+	default:
+		r.add(0, markBack)
+		l.next++
+		l.back(packetID)
+	}
 }
 
 // note enters a delivery and returns its number.
@@ -175,7 +200,7 @@ func (l *ledger) arrive(e *Entry) {
 		return
 	}
 	l.incarnation = incarnation
-	l.last, l.reuses = 0, false
+	l.last, l.reuses, l.fresh, l.ascent = 0, false, 0, 0
 	clear(l.seen)
 }
 
@@ -327,6 +352,8 @@ func (l *ledger) load(ctx context.Context, db *pgxpool.Pool, schema string, leas
 				continue
 			case hash == markReuses:
 				l.reuses = true
+			case hash == markCounts:
+				l.reuses, l.last = false, 0
 			case l.last != 0 && i+2 < len(packetIDs):
 				l.back(binary.BigEndian.Uint16(packetIDs[i+2:]))
 			}

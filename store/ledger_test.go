@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -472,5 +473,102 @@ func TestLedgerPastTheLastIdentifier(t *testing.T) {
 	}
 	if l.reuses || len(r.packetIDs) != 2*3*maxPacketID {
 		t.Errorf("out of sequence %t, %d identifiers noted", l.reuses, len(r.packetIDs)/2)
+	}
+}
+
+// TestLedgerAfterAGap: a broker whose queue is full throws messages away, and with them their packet
+// identifiers. What looks like a step back then does not count against it for ever.
+func TestLedgerAfterAGap(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name    string
+		next    func(n int) uint16 // packet identifier of the n-th delivery after the gap
+		believe bool               // at last: redeliveries are recognised
+	}{
+		{"it counts up", func(n int) uint16 { return uint16((41_000+n)%maxPacketID + 1) }, true},
+		{"the lowest free one, of as many as there can be", func(n int) uint16 { return uint16(n%LedgerWindow + 1) }, false},
+		{"the lowest free one of a few", func(n int) uint16 { return uint16(n%20 + 1) }, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			_, pool := newDatabase(t)
+			l := newLine(t, pool, impatient(t), own(t, pool, 1), keyless)
+			load := func() *ledger {
+				known := newLedger()
+				if err := known.load(t.Context(), pool, "bridge", l.writer.fence); err != nil {
+					t.Fatal(err)
+				}
+				return known
+			}
+			known := load()
+			entry := func(packetID uint16, dup bool, attempt uint64) Entry {
+				m := &mapping.Message{Topic: "readings/a", Payload: []byte("21.5"), QoS: 1}
+				return Entry{Message: m, Outcomes: []mapping.Outcome{{Route: l.routes.All()[0], Skip: mapping.SkipNoRows}}, PacketID: packetID, Dup: dup, Attempt: attempt}
+			}
+			deliver := func(from, to int, next func(n int) uint16) {
+				for ; from < to; from += 1000 {
+					var entries []Entry
+					for n := from; n < min(from+1000, to); n++ {
+						entries = append(entries, entry(next(n), false, 1))
+					}
+					if _, err := l.writer.attempt(t.Context(), newBatch(entries, known)); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			recognised := func(known *ledger, packetID uint16) bool {
+				e := entry(packetID, true, 2)
+				r := &record{first: known.next}
+				return known.redelivery(&e, known.hash(e.Message, 0), r)
+			}
+			deliver(0, 1000, func(n int) uint16 { return uint16(n + 1) })
+			deliver(0, 1000, tt.next)
+			if recognised(load(), tt.next(999)) {
+				t.Error("right after the gap it looks as if the broker gave identifiers out of sequence")
+			}
+			const end = 3 * LedgerWindow
+			deliver(1000, end, tt.next)
+			for name, known := range map[string]*ledger{"loaded": load(), "as it is": known} {
+				if got := recognised(known, tt.next(end-1)); got != tt.believe {
+					t.Errorf("%s: the redelivery of the last one is recognised: %t, want %t", name, got, tt.believe)
+				}
+				if got := recognised(known, tt.next(end-2000)); got != tt.believe {
+					t.Errorf("%s: the redelivery of an earlier one is recognised: %t, want %t", name, got, tt.believe)
+				}
+			}
+		})
+	}
+}
+
+// TestLedgerInStrides: while a broker throws two of three messages away, its packet identifiers come round
+// within the window of the ledger. A message that the last owner did not commit is not the one that had its
+// identifier before.
+func TestLedgerInStrides(t *testing.T) {
+	t.Parallel()
+	l := newLedger()
+	m := &mapping.Message{Topic: "t", Payload: []byte("21.5"), QoS: 1}
+	deliver := func(n int, dup bool, attempt uint64) bool {
+		return l.redelivery(&Entry{Message: m, PacketID: uint16(3*n%maxPacketID + 1), Dup: dup, Attempt: attempt}, l.hash(m, 0), &record{})
+	}
+	const committed = 25_000
+	for n := range committed {
+		if deliver(n, false, 1) {
+			t.Fatalf("delivery %d passed for a redelivery", n)
+		}
+	}
+	for _, tt := range []struct {
+		name  string
+		n     int
+		known bool
+	}{{"the last", committed - 1, true}, {"an earlier one", committed - 1000, true}, {"the next", committed, false}, {"a later one", committed + 2000, false}} {
+		for _, confirmed := range []uint64{0, committed - 2000, committed} {
+			held := *l
+			held.seen = slices.Clone(l.seen)
+			held.confirmed = confirmed
+			e := &Entry{Message: m, PacketID: uint16(3*tt.n%maxPacketID + 1), Dup: true, Attempt: 2}
+			if got := held.redelivery(e, held.hash(m, 0), &record{}); got != tt.known {
+				t.Errorf("%s, confirmed up to %d: a redelivery %t, want %t", tt.name, confirmed, got, tt.known)
+			}
+		}
 	}
 }
