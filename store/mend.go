@@ -131,11 +131,16 @@ func (t *Tables) mend(ctx context.Context, route *mapping.Route, failing bool) (
 		}
 		t.succeeded(route)
 	}
-	missed, more, err := r.round(ctx)
+	t.mu.Lock()
+	behind := t.state(route).mendBehind
+	t.mu.Unlock()
+	next, missed, more, err := r.round(ctx, behind)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.state(route)
+	s.mendBehind = next
 	if missed {
-		t.mu.Lock()
-		t.mendRarer(t.state(route))
-		t.mu.Unlock()
+		t.mendRarer(s)
 	}
 	return more, err
 }
@@ -212,35 +217,46 @@ func (r *replay) ask(ctx context.Context, p *plan) (why, err error) {
 	return nil, err
 }
 
-// round replays parked messages in the order of receipt. missed says that some could not be, and
-// should be left alone for a while; more, that there are others.
-func (r *replay) round(ctx context.Context) (missed, more bool, err error) {
-	claims, err := r.page(ctx, ever, nil, "id limit "+strconv.Itoa(mendRound*mendBatch))
+// round replays parked messages in the order of receipt, from the one behind an id on; nil: from the first.
+// missed says that some could not be, and should be left alone for a while; more, that there are others.
+// The next round begins behind next: letters that the table refuses, while it takes others, hold up
+// nobody.
+func (r *replay) round(ctx context.Context, behind any) (next any, missed, more bool, err error) {
+	claims, err := r.page(ctx, ever, behind, "id limit "+strconv.Itoa(mendRound*mendBatch))
 	if err != nil {
-		return false, false, err
+		return behind, false, false, err
 	}
-	more = len(claims) == mendRound*mendBatch
+	if more = len(claims) == mendRound*mendBatch; more {
+		next = claims[len(claims)-1].id
+	}
 	size := mendBatch
-	for misses := 0; len(claims) > 0 && misses < mendMisses; {
+	for misses := 0; len(claims) > 0; {
 		batch := claims[:min(size, len(claims))]
 		n, _, err := r.some(ctx, batch, false)
+		why := (*unusableError)(nil)
 		switch {
 		case err == nil:
 			claims, misses = claims[n:], 0
+			continue
 		case size > 1 && tooMuch(err):
 			size = 1 // one of them is more than the server can bear: each alone
+			continue
 		case tooMuch(err):
 			if err := r.blame(ctx, batch[0], err); err != nil {
-				return true, false, err
+				return behind, true, false, err
 			}
-			claims, missed, misses = claims[1:], true, misses+1
-		case unusable(err):
-			claims, missed, misses = claims[len(batch):], true, misses+1
-		default:
-			return true, false, err
+		case !errors.As(err, &why):
+			return behind, true, false, err
+		}
+		claims, missed, misses = claims[len(batch):], true, misses+1
+		if misses == mendMisses {
+			if next = nil; why != nil && why.ofRows {
+				next = batch[len(batch)-1].id
+			}
+			break
 		}
 	}
-	return missed, more && !missed, nil
+	return next, missed, more && !missed, nil
 }
 
 func unusable(err error) bool { return errors.As(err, new(*unusableError)) }

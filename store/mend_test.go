@@ -337,3 +337,35 @@ func TestParkedMessageThatNoServerBears(t *testing.T) {
 		return slices.Equal(list[string](t, pool, `select topic || ' ' || reason || ' ' || attempts from bridge.dead_letters where replayed_at is null`), []string{"bare/huge database 5"})
 	})
 }
+
+// TestParkedMessagesBehindRefusedOnes: the oldest parked messages are refused for what they are, in words
+// that speak of the table, and are more than a round tries in vain. Those behind them are replayed.
+func TestParkedMessagesBehindRefusedOnes(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	l := newLine(t, pool, impatient(t), nil, bare)
+	if err := l.tables.Ensure(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	execute(t, pool, `create function deny() returns trigger language plpgsql as $f$ begin raise 'denied' using errcode = '42501'; end $f$;
+		create trigger deny before insert on bare for each row when (new.device_id = 'a') execute function deny()`)
+	const refused, others = mendMisses * mendBatch, 50
+	execute(t, pool, fmt.Sprintf(`insert into bridge.dead_letters (id, route, topic, payload, qos, retain, properties, received_at, reason, detail)
+		select ('00000000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, 'bare', case when n <= %d then 'bare/a' else 'bare/b' end, '7', 1, false, '{}', now(), 'table_unusable', ''
+		from generate_series(1, %d) n`, refused, refused+others))
+	l.maintain()
+	eventually(t, "the others are replayed", func() bool {
+		return value[int](t, pool, `select count(*)::int from bare where device_id = 'b'`) == others
+	})
+	waiting := func() int {
+		return value[int](t, pool, `select count(*)::int from bridge.dead_letters where topic = 'bare/a' and reason = 'table_unusable' and replayed_at is null`)
+	}
+	if n := waiting(); n != refused {
+		t.Errorf("%d of the refused ones wait for their table, want %d", n, refused)
+	}
+	execute(t, pool, `drop trigger deny on bare`)
+	eventually(t, "the table takes the first ones as well", func() bool { return waiting() == 0 })
+	if n := value[int](t, pool, `select count(*)::int from bare`); n != refused+others {
+		t.Errorf("%d rows, want %d", n, refused+others)
+	}
+}

@@ -357,13 +357,16 @@ func (tx *replayTransaction) attempt(ctx context.Context, claims []claim, wait b
 		return err
 	}
 	if tx.inVain() && tx.unattended {
-		return &unusableError{tx.cause}
+		return &unusableError{tx.cause, len(tx.byRow) > 0}
 	}
 	return tx.close(ctx)
 }
 
 // unusableError is why a replay that nobody watches was taken back.
-type unusableError struct{ cause error }
+type unusableError struct {
+	cause  error
+	ofRows bool // the table takes rows, but none of these
+}
 
 func (e *unusableError) Error() string { return e.cause.Error() }
 func (e *unusableError) Unwrap() error { return e.cause }

@@ -61,7 +61,9 @@ type tableState struct {
 
 	mendAt   time.Time     // the mender leaves the route alone until then
 	mendWait time.Duration // and has waited so long for that
-	replayed uint64        // dead letters
+
+	mendBehind any    // the letter behind which the next round of the mender begins; nil: with the first
+	replayed   uint64 // dead letters
 }
 
 const (
