@@ -354,9 +354,12 @@ func (s *scratch) messageID(micros int64, reproducible bool, hash [sha256.Size]b
 			if v.missing() && s.payload == "" {
 				return deliveryID(s.message, r.Name, element), problem{}
 			}
+			if v.missing() {
+				return id, problem{ReasonInvalidKey, "KEY = " + cut(r.keys[i].text, 80) + ": selects nothing"}
+			}
 			var ok bool
 			if b, ok = appendKey(b, v); !ok {
-				return id, problem{ReasonInvalidKey, fmt.Sprintf("KEY %s: %s identifies no message", cut(r.keys[i].text, 80), v.show())}
+				return id, problem{ReasonInvalidKey, fmt.Sprintf("KEY = %s: %s is no value that tells messages apart", cut(r.keys[i].text, 80), v.show())}
 			}
 		}
 		s.buffer = b

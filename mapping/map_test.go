@@ -139,8 +139,8 @@ func TestMap(t *testing.T) {
 		{"no time", RouteConfig{Time: "$.ts"}, "a", `{}`, `invalid_time: TIME = $.ts: selects nothing`},
 		{"a time that is none", RouteConfig{Time: "$.ts"}, "a", `{"ts":"noon"}`, `invalid_time: TIME = $.ts: "noon" is no time: neither RFC 3339 nor a Unix time`},
 		{"a time that falls back", RouteConfig{Time: "$.ts ?? received_at", Payload: "drop"}, "a", `{}`, `{"device_id":"a","time":"2026-07-08T09:10:11.121314Z",…"topic":"a"}`},
-		{"no key", RouteConfig{Key: "$.id"}, "a", `{}`, `invalid_key: KEY $.id: nothing identifies no message`},
-		{"a key beyond all numbers", RouteConfig{Key: "$.id"}, "a", `{"id":1e99999999999}`, `invalid_key: KEY $.id: 1e99999999999 identifies no message`},
+		{"no key", RouteConfig{Key: "$.id"}, "a", `{}`, `invalid_key: KEY = $.id: selects nothing`},
+		{"a key beyond all numbers", RouteConfig{Key: "$.id"}, "a", `{"id":1e99999999999}`, `invalid_key: KEY = $.id: 1e99999999999 is no value that tells messages apart`},
 
 		{
 			"what is left of the payload",

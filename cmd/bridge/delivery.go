@@ -29,7 +29,7 @@ func (s *service) connectedTo() string {
 }
 
 // measureEvery is how often the rates of the sessions are measured.
-const measureEvery = 5 * time.Second
+const measureEvery = time.Second
 
 // measure keeps the rates, and the gauge that is made of them, until ctx is done.
 func (s *service) measure(ctx context.Context) {
@@ -40,11 +40,14 @@ func (s *service) measure(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
-			pipelines := s.owned()
+			pipelines, queue := s.owned(), math.Inf(1)
+			if limit := s.cfg.Broker.QueueLimit.value; limit != nil && *limit > 0 {
+				queue = float64(*limit)
+			}
 			for _, p := range pipelines {
 				st, w := p.session.Status(), p.writer.Status()
 				flows := st.State == ingest.StateSubscribed && !st.Paused && w.InFlight < s.cfg.MQTT.ReceiveMaximum.value
-				p.arrivals.observe(now, p.queueable.Load(), flows)
+				p.arrivals.observe(now, p.queueable.Load(), flow{flows, st.SessionPresent, queue})
 			}
 			facts := s.outageFacts(pipelines, s.watchStatus())
 			if _, seconds := facts.outage(); math.IsNaN(seconds) {

@@ -11,43 +11,113 @@ import (
 	"github.com/mqttpg/bridge/health"
 )
 
-// rateTau is how far back the present rate looks.
-const rateTau = time.Minute
+// The present rate is the greater one of a quick average and a slow one: it rises at once when load
+// begins and falls slowly, so that an outage is told to be survived for too short a time rather than
+// for too long.
+const (
+	quickTau = 5 * time.Second
+	slowTau  = time.Minute
+	// settleTime is how long messages must have flowed on end before those of a session that the broker
+	// had already are counted: the first ones may have waited in its queue.
+	settleTime = 10 * time.Second
+)
 
-// rate smooths how fast a count rises. The zero value is ready.
+// rate tells how fast a count rises that counts the messages of a session. The zero value is ready.
 type rate struct {
-	mu       sync.Mutex
-	begun    bool
-	measured bool
-	at       time.Time
-	count    uint64
-	value    float64 // per second
+	mu          sync.Mutex
+	quick, slow average
+
+	begun   bool
+	at      time.Time // of the last observation, as all below
+	count   uint64
+	flowed  bool
+	since   time.Time // since when messages have flowed on end
+	backlog float64   // messages that the broker seems to have queued since measuring began
 }
 
-// observe takes in a count. While nothing can flow the rate stays as it is: in an outage it is the rate
-// of before that says how long the broker's queue lasts.
-func (r *rate) observe(now time.Time, count uint64, flows bool) {
+// flow is how the messages of a session stand while they are counted.
+type flow struct {
+	flows   bool    // they can arrive
+	present bool    // the broker had the session already, and may have queued messages for it
+	queue   float64 // most that it queues; +Inf: no limit is known
+}
+
+// observe takes in a count. What cannot arrive at present, as in an outage, leaves the rate as it is,
+// for the rate of before says how long the broker's queue lasts; and as many messages as would have
+// come meanwhile are not counted when they come faster than that afterwards.
+func (r *rate) observe(now time.Time, count uint64, f flow) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	passed := now.Sub(r.at).Seconds()
-	if r.begun && flows && passed > 0 {
-		present := float64(count-r.count) / passed
-		weight := 1 - math.Exp(-passed/rateTau.Seconds())
-		if !r.measured {
-			weight = 1
-		}
-		r.value += weight * (present - r.value)
-		r.measured = true
+	passed := now.Sub(r.at)
+	if r.begun && passed <= 0 {
+		return
 	}
-	r.begun, r.at, r.count = true, now, count
+	switch {
+	case !r.begun:
+		r.since = now
+	case !r.quick.measured():
+		r.settle(now, passed, float64(count-r.count), f)
+	default:
+		r.follow(passed, float64(count-r.count), f)
+	}
+	r.begun, r.at, r.count, r.flowed = true, now, count, f.flows
 }
+
+// settle waits until the count says something, and begins with it.
+func (r *rate) settle(now time.Time, passed time.Duration, arrived float64, f flow) {
+	if !f.flows {
+		r.since = now
+	}
+	if f.flows && (!f.present || now.Sub(r.since) >= settleTime) {
+		r.add(passed, arrived)
+	}
+}
+
+func (r *rate) follow(passed time.Duration, arrived float64, f flow) {
+	expected := r.value() * passed.Seconds()
+	switch {
+	case arrived > expected:
+		waited := min(arrived-expected, r.backlog)
+		r.backlog -= waited
+		arrived -= waited
+	case !f.flows:
+		r.backlog = min(r.backlog+expected-arrived, f.queue)
+		return
+	case r.flowed: // they come no faster than before, so nothing waits
+		r.backlog = 0
+	}
+	r.add(passed, arrived)
+}
+
+func (r *rate) add(passed time.Duration, arrived float64) {
+	r.quick.add(passed, quickTau, arrived/passed.Seconds())
+	r.slow.add(passed, slowTau, arrived/passed.Seconds())
+}
+
+func (r *rate) value() float64 { return max(r.quick.value(), r.slow.value()) }
 
 // perSecond is the rate; false: not measured yet.
 func (r *rate) perSecond() (float64, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.value, r.measured
+	if !r.quick.measured() {
+		return 0, false
+	}
+	return r.value(), true
 }
+
+// average is an exponential average that is right from the first value on: it is divided by the weight
+// of what it has seen.
+type average struct{ sum, weight float64 }
+
+func (a *average) add(passed, tau time.Duration, value float64) {
+	keep := math.Exp(-passed.Seconds() / tau.Seconds())
+	a.sum = a.sum*keep + value*(1-keep)
+	a.weight = a.weight*keep + 1 - keep
+}
+
+func (a *average) measured() bool { return a.weight > 0 }
+func (a *average) value() float64 { return a.sum / a.weight }
 
 // mosquittoQueue is Mosquitto's max_queued_messages where nothing else is configured.
 const mosquittoQueue = 1000
@@ -83,7 +153,7 @@ func (f *outageFacts) holds(limit int) int {
 func (f *outageFacts) outage() (told health.Outage, seconds float64) {
 	told = health.Outage{QueueLimit: f.queueLimit}
 	if len(f.rates) == 0 {
-		told.Text = "unknown: no session of this process has been connected for long enough to tell a rate"
+		told.Text = "unknown: no session of this process has kept up with the broker for long enough to tell a rate"
 		return told, math.NaN()
 	}
 	total, busiest := 0.0, slices.Max(f.rates)

@@ -48,38 +48,109 @@ func TestOutage(t *testing.T) {
 	}
 }
 
-// TestRate reads as: each five seconds, the count so far and whether messages could flow.
+// arrivals plays a session second by second.
+type arrivals struct {
+	rate
+	now   time.Time
+	count float64
+}
+
+// pass lets seconds pass in which so many messages per second arrive, and returns the rate after each.
+func (a *arrivals) pass(seconds int, perSecond float64, f flow) (rates []float64) {
+	for range seconds {
+		a.now, a.count = a.now.Add(time.Second), a.count+perSecond
+		a.observe(a.now, uint64(a.count), f)
+		if r, measured := a.perSecond(); measured {
+			rates = append(rates, r)
+		}
+	}
+	return rates
+}
+
 func TestRate(t *testing.T) {
-	var r rate
-	now := time.Unix(0, 0)
-	if _, measured := r.perSecond(); measured {
-		t.Error("measured before anything was observed")
+	fresh, known := flow{flows: true, queue: math.Inf(1)}, flow{flows: true, present: true, queue: math.Inf(1)}
+	away := flow{present: true, queue: math.Inf(1)}
+	begun := func(perSecond float64) *arrivals {
+		a := &arrivals{now: time.Unix(0, 0)}
+		a.observe(a.now, 0, flow{})
+		a.pass(600, perSecond, fresh)
+		return a
 	}
-	tell := func(count uint64, flows bool) float64 {
-		now = now.Add(5 * time.Second)
-		r.observe(now, count, flows)
-		value, _ := r.perSecond()
-		return value
+	within := func(t *testing.T, rates []float64, least, most float64) {
+		t.Helper()
+		if len(rates) == 0 {
+			t.Error("not measured")
+		}
+		for i, r := range rates {
+			if !(r >= least && r <= most) {
+				t.Errorf("%d: %g, want %g to %g", i, r, least, most)
+			}
+		}
 	}
-	tell(0, true)
-	if got := tell(500, true); got != 100 {
-		t.Errorf("the first rate is %g", got)
-	}
-	if got := tell(500, false); got != 100 { // an outage
-		t.Errorf("without flow the rate is %g", got)
-	}
-	count := uint64(500)
-	for range 60 {
-		count += 50
-		tell(count, true)
-	}
-	if got, _ := r.perSecond(); math.Abs(got-10) > 1 {
-		t.Errorf("after five minutes at 10/s the rate is %g", got)
-	}
-	r.observe(now, count+1000, true) // no time has passed
-	if got, _ := r.perSecond(); math.IsInf(got, 0) || math.IsNaN(got) {
-		t.Errorf("rate %g", got)
-	}
+
+	t.Run("a steady rate is right from the first second on", func(t *testing.T) {
+		within(t, begun(100).pass(1, 100, fresh), 99.9, 100.1)
+		a := &arrivals{now: time.Unix(0, 0)}
+		a.observe(a.now, 0, flow{})
+		within(t, a.pass(60, 100, fresh), 99.9, 100.1)
+	})
+	t.Run("load after silence is told within seconds", func(t *testing.T) {
+		rates := begun(0).pass(60, 100, fresh)
+		within(t, rates[11:], 90, 100.1)
+		within(t, rates[19:], 98, 100.1)
+	})
+	t.Run("what falls is believed later", func(t *testing.T) {
+		rates := begun(100).pass(300, 10, fresh)
+		within(t, rates[:20], 70, 100)
+		within(t, rates[299:], 10, 11)
+	})
+	t.Run("an outage leaves it as it is, and what was queued is not counted", func(t *testing.T) {
+		a := begun(600)
+		within(t, a.pass(60, 0, away), 599.9, 600.1)
+		within(t, a.pass(6, 6600, known), 599, 601) // 36 000 that waited, and those of the six seconds
+		within(t, a.pass(60, 600, known), 599, 601)
+	})
+	t.Run("nor is it where the window is full now and then while the queue runs empty", func(t *testing.T) {
+		a := begun(600)
+		a.pass(60, 0, away)
+		for range 3 {
+			within(t, a.pass(1, 6600, away), 599, 601)
+			within(t, a.pass(1, 6600, known), 599, 601)
+		}
+		within(t, a.pass(60, 600, known), 599, 601)
+	})
+	t.Run("after it a real rise is told, for no more can have waited than the queue holds", func(t *testing.T) {
+		a := begun(100)
+		limited := flow{flows: true, present: true, queue: 1000}
+		a.pass(3600, 0, flow{present: true, queue: 1000})
+		within(t, a.pass(30, 200, limited)[24:], 180, 200.1)
+	})
+	t.Run("as soon as they come no faster than before nothing waits any more", func(t *testing.T) {
+		a := begun(100)
+		a.pass(600, 0, away)
+		a.pass(2, 99, known)
+		within(t, a.pass(15, 200, known)[11:], 180, 200.1)
+	})
+	t.Run("more than the database takes is told as what it takes", func(t *testing.T) {
+		within(t, begun(100).pass(15, 5000, away)[11:], 4400, 5000)
+	})
+	t.Run("what a session holds when it is taken over is not counted", func(t *testing.T) {
+		a := &arrivals{now: time.Unix(0, 0)}
+		a.observe(a.now, 0, flow{})
+		if r := a.pass(5, 0, away); r != nil {
+			t.Errorf("not connected yet: %v", r)
+		}
+		if r := append(a.pass(8, 6000, known), a.pass(1, 6000, away)...); r != nil {
+			t.Errorf("the queue runs empty: %v", r)
+		}
+		within(t, a.pass(60, 600, known), 599, 601)
+	})
+	t.Run("no time passes", func(t *testing.T) {
+		a := begun(100)
+		a.count += 900
+		a.observe(a.now, uint64(a.count), fresh)
+		within(t, a.pass(1, 100, fresh), 200, 300) // counted then, not for ever
+	})
 }
 
 func TestApproximately(t *testing.T) {

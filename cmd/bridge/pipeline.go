@@ -42,7 +42,7 @@ type pipeline struct {
 
 func (s *service) newPipeline(lease *store.Lease, log *zap.Logger) (*pipeline, error) {
 	p := &pipeline{lease: lease, routes: s.cfg.routes, budget: s.budget, log: log, settled: make(chan struct{}, 1), tidy: make(chan struct{})}
-	p.arrivals.observe(time.Now(), 0, false)
+	p.arrivals.observe(time.Now(), 0, flow{})
 	mqtt := s.mqtt
 	p.maxMessage = mqtt.MaxMessageBytes
 	mqtt.Deliver, mqtt.Confirm = p.deliver, s.leases.Confirmed
