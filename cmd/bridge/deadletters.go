@@ -49,7 +49,12 @@ func letterFlags(flags *flag.FlagSet, filter *store.LetterFilter, names ...strin
 		case "route":
 			flags.StringVar(&filter.Route, name, "", "only those of this `route`; none: no route matched")
 		case "reason":
-			flags.StringVar(&filter.Reason, name, "", "only those with this `reason` code")
+			flags.Func(name, "only those with this `reason` code", func(s string) error {
+				if filter.Reason = s; !slices.Contains(letterReasons, mapping.Reason(s)) {
+					return fmt.Errorf("expected one of %s", joined(letterReasons))
+				}
+				return nil
+			})
 		case "id":
 			flags.Func(name, "only the one with this `id`", func(s string) (err error) {
 				filter.ID, err = parseID(s)
@@ -61,6 +66,38 @@ func letterFlags(flags *flag.FlagSet, filter *store.LetterFilter, names ...strin
 			flags.Func(name, "only those received before this `time`, or longer ago", momentInto(&filter.Before))
 		}
 	}
+}
+
+// letterReasons are all reasons that a dead letter can have.
+var letterReasons = []mapping.Reason{
+	mapping.ReasonInvalidPayload, mapping.ReasonInvalidUTF8, mapping.ReasonInvalidValue, mapping.ReasonInvalidTime,
+	mapping.ReasonInvalidDevice, mapping.ReasonInvalidKey, mapping.ReasonInvalidEach, mapping.ReasonNoRoute,
+	store.ReasonDatabase, store.ReasonTableUnusable, mapping.ReasonTooLarge,
+}
+
+func joined(reasons []mapping.Reason) string {
+	text := make([]string, len(reasons))
+	for i, r := range reasons {
+		text[i] = string(r)
+	}
+	return strings.Join(text, ", ")
+}
+
+// requireRoute refuses a route that is neither configured nor has letters: it is a slip of the pen, and
+// to find nothing would look like success.
+func requireRoute(ctx context.Context, cfg *config, conn *pgx.Conn, route string) error {
+	if route == "" || route == "none" || cfg.routes.ByName(route) != nil {
+		return nil
+	}
+	n, _, err := store.CountDeadLetters(ctx, conn, cfg.Schema.value, store.LetterFilter{Route: route})
+	if err != nil || n > 0 {
+		return err
+	}
+	var names []string
+	for _, r := range cfg.routes.All() {
+		names = append(names, r.Name)
+	}
+	return usageError{fmt.Sprintf("--route: no route %q is configured, and no dead letter has that route; configured: %s", route, strings.Join(names, ", "))}
 }
 
 func parseID(s string) (string, error) {
@@ -153,6 +190,9 @@ func listDeadLetters(ctx context.Context, args []string, std streams) error {
 		return err
 	}
 	err := withDatabase(ctx, func(cfg *config, conn *pgx.Conn) error {
+		if err := requireRoute(ctx, cfg, conn, filter.Route); err != nil {
+			return err
+		}
 		return store.ListDeadLetters(ctx, conn, cfg.Schema.value, filter, *limit, each)
 	})
 	if err != nil {
@@ -307,7 +347,7 @@ func isText(payload []byte) bool {
 func replayDeadLetters(ctx context.Context, args []string, std streams) error {
 	flags := newFlags("deadletters replay")
 	var filter store.LetterFilter
-	letterFlags(flags, &filter, "route", "id", "since")
+	letterFlags(flags, &filter, "route", "reason", "id", "since")
 	if _, err := parse(flags, args, std); err != nil {
 		return err
 	}
@@ -320,10 +360,8 @@ func replayDeadLetters(ctx context.Context, args []string, std streams) error {
 		return fmt.Errorf("make the connection pool: %w", err)
 	}
 	defer pool.Close()
-	if filter.ID != "" { // one that is not there is a mistake; one that was replayed is not
-		if err := requireDeadLetter(ctx, cfg, pool, filter.ID); err != nil {
-			return err
-		}
+	if err := requireLetters(ctx, cfg, pool, filter); err != nil {
+		return err
 	}
 	result, err := store.ReplayDeadLetters(ctx, pool, cfg.store(nil), cfg.routes, filter)
 	if err == nil || result.Replayed+result.StillWaiting() > 0 {
@@ -339,7 +377,7 @@ func replayDeadLetters(ctx context.Context, args []string, std streams) error {
 		}
 	}
 	if cut > 0 {
-		fmt.Fprintf(std.err, "bridge: %s with reason %s: the message is not whole and can never be replayed; bridge deadletters purge deletes it\n",
+		fmt.Fprintf(std.err, "bridge: %s with reason %s: the message is not whole and can never be replayed; bridge deadletters purge --reason %[2]s --yes deletes all such\n",
 			letterCount(cut), mapping.ReasonTooLarge)
 	}
 	if n := result.StillWaiting(); n > 0 {
@@ -349,26 +387,35 @@ func replayDeadLetters(ctx context.Context, args []string, std streams) error {
 	return nil
 }
 
-func requireDeadLetter(ctx context.Context, cfg *config, pool *pgxpool.Pool, id string) error {
+// requireLetters refuses an id and a route that there are not. What was replayed already is there.
+func requireLetters(ctx context.Context, cfg *config, pool *pgxpool.Pool, filter store.LetterFilter) error {
+	if filter.ID == "" && filter.Route == "" {
+		return nil
+	}
 	conn, err := pool.Acquire(ctx)
 	if err != nil {
 		return fmt.Errorf("connect to the database: %w", err)
 	}
 	defer conn.Release()
-	n, _, err := store.CountDeadLetters(ctx, conn.Conn(), cfg.Schema.value, store.LetterFilter{ID: id})
-	if err == nil && n == 0 {
-		err = fmt.Errorf("dead letter %s: %w", id, store.ErrNoDeadLetter)
+	if filter.ID != "" {
+		n, _, err := store.CountDeadLetters(ctx, conn.Conn(), cfg.Schema.value, store.LetterFilter{ID: filter.ID})
+		if err == nil && n == 0 {
+			err = fmt.Errorf("dead letter %s: %w", filter.ID, store.ErrNoDeadLetter)
+		}
+		if err != nil {
+			return err
+		}
 	}
-	return err
+	return requireRoute(ctx, cfg, conn.Conn(), filter.Route)
 }
 
 func printReplay(out io.Writer, r *store.ReplayResult) {
-	fmt.Fprintf(out, "replayed: %s, %d rows written", letterCount(r.Replayed), r.Rows)
+	fmt.Fprintf(out, "replayed: %s, %s written", letterCount(r.Replayed), counted(r.Rows, "row"))
 	if r.Known > 0 {
-		fmt.Fprintf(out, ", %d rows were there already", r.Known)
+		fmt.Fprintf(out, ", %s already there", counted(r.Known, "row"))
 	}
 	if r.Skipped > 0 {
-		fmt.Fprintf(out, ", %d skipped by their routes", r.Skipped)
+		fmt.Fprintf(out, ", %d passed over by routes", r.Skipped)
 	}
 	fmt.Fprintln(out)
 	if r.Elsewhere > 0 {
@@ -388,26 +435,31 @@ func printReplay(out io.Writer, r *store.ReplayResult) {
 	_ = w.Flush() // as with the lines before: nobody reads what cannot be printed
 }
 
-func letterCount(n int) string {
-	if n == 1 {
-		return "1 dead letter"
+func letterCount(n int) string { return counted(n, "dead letter") }
+
+func counted(n int, what string) string {
+	if n != 1 {
+		what += "s"
 	}
-	return strconv.Itoa(n) + " dead letters"
+	return strconv.Itoa(n) + " " + what
 }
 
 func purgeDeadLetters(ctx context.Context, args []string, std streams) error {
 	flags := newFlags("deadletters purge")
 	var filter store.LetterFilter
-	letterFlags(flags, &filter, "before", "id", "route")
+	letterFlags(flags, &filter, "before", "id", "route", "reason")
 	flags.BoolVar(&filter.Replayed, "replayed", false, "only those that were replayed")
 	yes := flags.Bool("yes", false, "delete them")
 	if _, err := parse(flags, args, std); err != nil {
 		return err
 	}
 	if filter == (store.LetterFilter{}) {
-		return usageError{"deadletters purge: expected --replayed, --before, --id or --route: which ones?"}
+		return usageError{"deadletters purge: expected --replayed, --before, --id, --route or --reason: which ones?"}
 	}
 	return withDatabase(ctx, func(cfg *config, conn *pgx.Conn) error {
+		if err := requireRoute(ctx, cfg, conn, filter.Route); err != nil {
+			return err
+		}
 		if *yes {
 			n, err := store.PurgeDeadLetters(ctx, conn, cfg.Schema.value, filter)
 			if err != nil {

@@ -4,10 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/mqttpg/bridge/mapping"
 )
 
 // letterID is the id of the nth letter of a test.
@@ -153,10 +157,10 @@ func TestDeadLettersReplay(t *testing.T) {
 		}
 	}
 	replay(1, "", "bridge: dead letter "+letterID(9)+": no such dead letter\n", "--id", letterID(9))
-	replay(0, "replayed: 1 dead letter, 1 rows written\n", "", "--id", letterID(4))
+	replay(0, "replayed: 1 dead letter, 1 row written\n", "", "--id", letterID(4))
 	replay(0, "replayed: 0 dead letters, 0 rows written\n", "", "--id", letterID(4))
 	replay(0, "replayed: 0 dead letters, 0 rows written\n", "", "--since", "7d")
-	replay(1, "replayed: 1 dead letter, 1 rows written\nstill waiting: 2 dead letters\n  none       no_route      1\n  telemetry  invalid_time  1\n",
+	replay(1, "replayed: 1 dead letter, 1 row written\nstill waiting: 2 dead letters\n  none       no_route      1\n  telemetry  invalid_time  1\n",
 		"bridge: 2 dead letters still waiting; bridge deadletters list tells why\n")
 	if got := query(t, url, `select device_id, n from telemetry order by n`); got != "a 1\nc 3" {
 		t.Errorf("rows\n%s", got)
@@ -166,9 +170,9 @@ func TestDeadLettersReplay(t *testing.T) {
 	query(t, url, `update bridge.dead_letters set replayed_at = null where id = $1`, letterID(4))
 	query(t, url, `update bridge.dead_letters set payload = '' where id = $1`, letterID(1))
 	query(t, url, `update bridge.dead_letters set replayed_at = null where id = $1`, letterID(1))
-	replay(0, "replayed: 3 dead letters, 2 rows written, 1 skipped by their routes\n", "", "--route", "telemetry")
+	replay(0, "replayed: 3 dead letters, 2 rows written, 1 passed over by routes\n", "", "--route", "telemetry")
 	query(t, url, `update bridge.dead_letters set replayed_at = null where id = $1`, letterID(2))
-	replay(0, "replayed: 1 dead letter, 0 rows written, 1 rows were there already\n", "", "--route", "telemetry")
+	replay(0, "replayed: 1 dead letter, 0 rows written, 1 row already there\n", "", "--route", "telemetry")
 	if got := query(t, url, `select attempts, replayed_at is null from bridge.dead_letters order by id`); got != "2 false\n3 false\n1 true\n2 false" {
 		t.Errorf("letters\n%s", got)
 	}
@@ -178,6 +182,8 @@ func TestDeadLettersPurge(t *testing.T) {
 	url := prepared(t)
 	query(t, url, `update bridge.dead_letters set replayed_at = now() where id = $1`, letterID(1))
 	for _, c := range []struct{ args, want, left string }{
+		{"--reason too_large --yes", "deleted: 0 dead letters\n", "4"},
+		{"--reason invalid_value --route none", "would delete: 1 dead letter, of which 1 were never replayed; --yes deletes them\n", "4"},
 		{"--route telemetry", "would delete: 3 dead letters, of which 2 were never replayed; --yes deletes them\n", "4"},
 		{"--replayed", "would delete: 1 dead letter, of which 0 were never replayed; --yes deletes them\n", "4"},
 		{"--replayed --yes", "deleted: 1 dead letter\n", "3"},
@@ -192,6 +198,53 @@ func TestDeadLettersPurge(t *testing.T) {
 		if code != exitOK || stdout != c.want || stderr != "" || left != c.left {
 			t.Errorf("purge %s: exit %d, %s%s, %s left; want %s, %s left", c.args, code, stdout, stderr, left, c.want, c.left)
 		}
+	}
+}
+
+// TestDeadLettersOfNothing: a route or a reason that there is not is a slip of the pen, and to find no
+// letters of it is no success.
+func TestDeadLettersOfNothing(t *testing.T) {
+	url := prepared(t)
+	for _, command := range []string{"list", "replay", "purge", "purge --yes"} {
+		for _, c := range []struct{ args, want string }{
+			{"--route telemtry", `no route "telemtry" is configured, and no dead letter has that route; configured: telemetry`},
+			{"--reason invalid", "expected one of invalid_payload, "},
+		} {
+			code, stdout, stderr := bridge(t, "", append([]string{"deadletters"}, strings.Fields(command+" "+c.args)...)...)
+			if code != exitUsage || stdout != "" || !strings.Contains(stderr, c.want) {
+				t.Errorf("%s %s: exit %d\n%s%s", command, c.args, code, stdout, stderr)
+			}
+		}
+	}
+	// The route of an older configuration has letters.
+	query(t, url, `update bridge.dead_letters set route = 'former', reason = 'too_large', replayed_at = null where id = $1`, letterID(1))
+	code, stdout, stderr := bridge(t, "", "deadletters", "replay", "--route", "former", "--reason", "too_large")
+	if code != exitFailure || !strings.Contains(stdout, "still waiting: 1 dead letter\n  former  too_large  1\n") || !strings.Contains(stderr, "; bridge deadletters purge --reason too_large --yes deletes all such\n") {
+		t.Errorf("exit %d\n%s%s", code, stdout, stderr)
+	}
+	if code, stdout, _ := bridge(t, "", "deadletters", "purge", "--reason", "too_large", "--yes"); code != exitOK || stdout != "deleted: 1 dead letter\n" {
+		t.Errorf("exit %d\n%s", code, stdout)
+	}
+	if code, _, _ := bridge(t, "", "deadletters", "list", "--route", "former"); code != exitUsage {
+		t.Errorf("exit %d", code)
+	}
+}
+
+// TestLetterReasons holds the list against the declarations.
+func TestLetterReasons(t *testing.T) {
+	declared := regexp.MustCompile(`(?m)^\tReason\w+ +(?:mapping\.)?Reason += "(\w+)"`)
+	var all []mapping.Reason
+	for _, name := range []string{"../../mapping/outcome.go", "../../store/entry.go"} {
+		source, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, found := range declared.FindAllSubmatch(source, -1) {
+			all = append(all, mapping.Reason(found[1]))
+		}
+	}
+	if got := slices.Sorted(slices.Values(letterReasons)); !slices.Equal(got, slices.Sorted(slices.Values(all))) {
+		t.Errorf("listed %v, declared %v", got, all)
 	}
 }
 

@@ -16,11 +16,11 @@ import (
 func mapCommand(_ context.Context, args []string, std streams) error {
 	flags := newFlags("map")
 	message := &mapping.Message{ReceivedAt: time.Now().UTC().Truncate(time.Microsecond)}
-	flags.StringVar(&message.Topic, "topic", "", "Topic Name of the message (required)")
-	payload := flags.String("payload", "", "file that holds the payload, - for standard input (default: empty payload)")
-	flags.StringVar(&message.ContentType, "content-type", "", "Content Type of the message")
+	flags.StringVar(&message.Topic, "topic", "", "`topic` name of the message, without wildcards (required)")
+	payload := flags.String("payload", "", "`file` that holds the payload, - for standard input (default: empty payload)")
+	flags.StringVar(&message.ContentType, "content-type", "", "content `type` of the message")
 	flags.BoolVar(&message.Retain, "retain", false, "RETAIN flag of the message")
-	qos := flags.Uint("qos", 1, "QoS of the message")
+	qos := flags.Uint("qos", 1, "`QoS` of the message: 0, 1 or 2")
 	flags.Func("user-property", "User Property `k=v`; may be given several times", func(s string) error {
 		name, value, ok := strings.Cut(s, "=")
 		if !ok {

@@ -18,7 +18,7 @@ const probeTimeout = 3 * time.Second
 
 func probeCommand(ctx context.Context, args []string, std streams) error {
 	flags := newFlags("probe")
-	target := flags.String("url", "", "base URL or full URL to ask (default: /readyz on the port of BRIDGE_HTTP_ADDR, on loopback)")
+	target := flags.String("url", "", "base `URL` or full URL to ask (default: /readyz on the port of BRIDGE_HTTP_ADDR, on loopback)")
 	if _, err := parse(flags, args, std); err != nil {
 		return err
 	}

@@ -114,7 +114,7 @@ func drainSession(ctx context.Context, args []string, std streams) error {
 	flags := newFlags("sessions drain")
 	undo := flags.Bool("undo", false, "put the session back into use")
 	force := flags.Bool("force", false, "even if it is the last session in use")
-	timeout := flags.Duration("timeout", time.Minute, "how `long` to wait until it is drained")
+	timeout := flags.Duration("timeout", time.Minute, "how long to wait until it is drained: a `duration` such as 90s")
 	word, err := parse(flags, args, std, args...) // any word: it is an index
 	if err != nil {
 		return err
