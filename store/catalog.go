@@ -36,6 +36,7 @@ type catalogTable struct {
 type catalogColumn struct {
 	name      string
 	oid       uint32 // of the type, that of the base type for a domain
+	kind      int64  // the type with its modifiers, as columnKind tells it
 	typeName  string
 	required  bool // not null and without default
 	generated bool
@@ -76,7 +77,7 @@ func inspect(ctx context.Context, db querier, t *mapping.Table) (*catalogTable, 
 
 	rows, err := db.Query(ctx, `
 		select a.attname::text, case when t.typtype = 'd' then t.typbasetype else t.oid end,
-		       pg_catalog.format_type(a.atttypid, a.atttypmod),
+		       `+columnKind+`, pg_catalog.format_type(a.atttypid, a.atttypmod),
 		       a.attnotnull and not a.atthasdef and a.attidentity = '', a.attgenerated <> '',
 		       has_column_privilege(a.attrelid, a.attnum, 'select')
 		from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid
@@ -86,7 +87,7 @@ func inspect(ctx context.Context, db querier, t *mapping.Table) (*catalogTable, 
 		return nil, fmt.Errorf("look up columns of %s: %w", tableName(t), err)
 	}
 	var column catalogColumn
-	_, err = pgx.ForEachRow(rows, []any{&column.name, &column.oid, &column.typeName, &column.required, &column.generated, &column.readable}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&column.name, &column.oid, &column.kind, &column.typeName, &column.required, &column.generated, &column.readable}, func() error {
 		c.columns[column.name] = column
 		return nil
 	})

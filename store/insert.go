@@ -50,15 +50,21 @@ type plan struct {
 	head     string   // insert into t (columns)
 	conflict string   // on conflict clause; empty when the table has no such unique index
 	unnest   string
+	altered  string // null, or an error where a column's type is not the one that was looked at
 }
 
-func newPlan(route *mapping.Route, unique bool) *plan {
+// columnKind tells the type of a column a of pg_attribute, and its modifiers, in one number.
+const columnKind = "a.atttypid::int8 * 4294967296 + a.atttypmod"
+
+// newPlan is asked after the table was looked at and found to suit.
+func newPlan(route *mapping.Route, table *catalogTable) *plan {
 	columns := route.Table.Columns
 	p := &plan{table: tableName(&route.Table), route: route}
-	var names, params []string
+	var names, params, kinds []string
 	for i, column := range columns {
 		names = append(names, pgx.Identifier{column.Name}.Sanitize())
 		params = append(params, "$"+strconv.Itoa(i+1))
+		kinds = append(kinds, "when "+literal(column.Name)+" then "+strconv.FormatInt(table.columns[column.Name].kind, 10))
 		p.oids = append(p.oids, column.OID)
 		if array, ok := arrayOID(column.OID); ok {
 			p.arrays = append(p.arrays, array)
@@ -69,10 +75,26 @@ func newPlan(route *mapping.Route, unique bool) *plan {
 	}
 	p.head = "insert into " + tableIdentifier(&route.Table).Sanitize() + " (" + strings.Join(names, ", ") + ") "
 	p.unnest = "select * from unnest(" + strings.Join(params, ", ") + ")"
-	if unique {
+	if table.unique(route.Table.KeyColumns) {
 		p.conflict = " on conflict (" + quoteAll(route.Table.KeyColumns) + ") do nothing"
 	}
+	// Where somebody alters the type of a column, an insert goes on and casts: 2.7 becomes 3. So each
+	// looks at the types itself, once, when it has the lock that keeps them as they are until the commit.
+	// A name of four parts is no relation's: the error has class 42.
+	p.altered = "(select format('column.%I.was.altered', a.attname)::regclass from pg_catalog.pg_attribute a where a.attrelid = " +
+		literal(tableIdentifier(&route.Table).Sanitize()) + "::regclass and a.attnum > 0 and " + columnKind +
+		" <> case a.attname " + strings.Join(kinds, " ") + " end limit 1)"
+	p.unnest += " where " + p.altered + " is null"
 	return p
+}
+
+// literal quotes a string, whatever standard_conforming_strings says.
+func literal(s string) string {
+	quoted := "'" + strings.ReplaceAll(s, "'", "''") + "'"
+	if strings.Contains(s, `\`) {
+		quoted = " E" + strings.ReplaceAll(quoted, `\`, `\\`)
+	}
+	return quoted
 }
 
 // nothing makes the insert of no row at all: where it is refused, so is every row.
@@ -82,7 +104,7 @@ func (p *plan) nothing() *statement {
 		params[i] = "$" + strconv.Itoa(i+1)
 	}
 	return &statement{
-		sql:    p.head + "select " + strings.Join(params, ", ") + " where false" + p.conflict,
+		sql:    p.head + "select " + strings.Join(params, ", ") + " where " + p.altered + " is not null" + p.conflict,
 		params: make([][]byte, len(p.oids)), oids: p.oids,
 	}
 }
@@ -196,7 +218,7 @@ func (in *insertion) prepare(p *plan, units []unit) {
 			params = appendFields(params, ref.row.Fields)
 			oids = append(oids, p.oids...)
 		}
-		in.add(rows, valuesList(len(rows), columns), params, oids)
+		in.add(rows, "select * from ("+valuesList(len(rows), columns)+") v where "+p.altered+" is null", params, oids)
 	}
 }
 

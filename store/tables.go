@@ -340,7 +340,7 @@ func (t *Tables) ensureRoute(ctx context.Context, route *mapping.Route, beside b
 		t.log.Info("table of route", zap.String("route", route.Name), zap.String("table", place))
 		s.place = place
 	}
-	s.plan, s.warnings = newPlan(route, table.unique(route.Table.KeyColumns)), warnings
+	s.plan, s.warnings = newPlan(route, table), warnings
 	if !s.byInsert {
 		t.mended(route, s)
 	}

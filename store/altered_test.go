@@ -1,0 +1,107 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/mqttpg/bridge/mapping"
+)
+
+// TestAlteredColumns alters columns under a running line in ways that PostgreSQL would cast to. Nothing is
+// written while the type is another one; mended, the table holds what was sent.
+func TestAlteredColumns(t *testing.T) {
+	t.Parallel()
+	arrays := mapping.RouteConfig{
+		Name: "telemetry", Topic: "devices/{device_id}/telemetry", Time: "$.ts", Partition: "none",
+		Columns: "temperature:float8=$.temperature, tags:text[]=$.tags",
+	}
+	partitioned := telemetry
+	partitioned.Partition = "day"
+	tests := []struct {
+		name        string
+		route       mapping.RouteConfig
+		spoil, mend string
+		reason      string
+	}{
+		{
+			"integer", telemetry, `alter table telemetry alter temperature type int4 using null`,
+			`alter table telemetry alter temperature type float8`, "column temperature is integer, the route writes float8",
+		},
+		{
+			"integer in a partitioned table", partitioned, `alter table telemetry alter temperature type int4 using null`,
+			`alter table telemetry alter temperature type float8`, "column temperature is integer, the route writes float8",
+		},
+		{
+			"rows as values", arrays, `alter table telemetry alter temperature type int4 using null`,
+			`alter table telemetry alter temperature type float8`, "column temperature is integer, the route writes float8",
+		},
+		{
+			"another column of the name", telemetry, `alter table telemetry rename temperature to t; alter table telemetry add temperature numeric(10,0)`,
+			`alter table telemetry drop temperature; alter table telemetry rename t to temperature`, "column temperature is numeric(10,0), the route writes float8",
+		},
+		{
+			"another table of the name", telemetry,
+			`alter table telemetry rename to well; create table telemetry (like well including all); alter table telemetry alter temperature type real`,
+			`insert into well select * from telemetry; drop table telemetry; alter table well rename to telemetry`, "column temperature is real, the route writes float8",
+		},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			_, pool := newDatabase(t)
+			l := newLine(t, pool, impatient(t), nil, test.route, healthy)
+			if err := l.tables.Ensure(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			l.maintain()
+			wait := l.run(t.Context())
+			now := time.Now().UnixMilli()
+			sent := 0
+			send := func(n int) {
+				for range n {
+					l.send("devices/a/telemetry", fmt.Sprintf(`{"ts":%d,"temperature":%d.1,"tags":["a"]}`, now+int64(sent), sent))
+					sent++
+					time.Sleep(time.Millisecond) // batches of a few
+				}
+			}
+			send(50)
+			altered := make(chan error, 1)
+			go func() {
+				_, err := pool.Exec(context.Background(), "begin; "+test.spoil+"; commit")
+				altered <- err
+			}()
+			send(200)
+			if err := <-altered; err != nil {
+				t.Fatal(err)
+			}
+			before := value[int](t, pool, `select count(temperature)::int from telemetry`)
+			l.send("healthy/a", `{"ts":1}`)
+			eventually(t, "it is noticed", func() bool { return strings.Contains(l.tables.Failing()["telemetry"], test.reason) })
+			send(20)
+			eventually(t, "the healthy route flows", func() bool { return l.counts("healthy").Written == 1 })
+			eventually(t, "all is settled", func() bool { return len(l.order()) == sent+1 })
+			if after := value[int](t, pool, `select count(temperature)::int from telemetry`); before != 0 || after != 0 {
+				t.Errorf("%d, later %d values were cast", before, after)
+			}
+			execute(t, pool, "begin; "+test.mend+"; commit")
+			eventually(t, "everything is in the table", func() bool {
+				return len(l.tables.Failing()) == 0 && value[int](t, pool, `select count(*)::int from telemetry`) == sent
+			})
+			if n := value[int](t, pool, `select count(*)::int from telemetry where (temperature * 10)::int % 10 <> 1`); n != 0 {
+				t.Errorf("%d values are not what was sent", n)
+			}
+			if err := l.drain(); err != nil {
+				t.Error(err)
+			}
+			if err := wait(); err != nil {
+				t.Error(err)
+			}
+			if c := l.counts("telemetry"); c.Written+c.DeadLettered[ReasonTableUnusable] != uint64(sent) {
+				t.Errorf("%+v, want %d written or parked", c, sent)
+			}
+		})
+	}
+}
