@@ -146,8 +146,11 @@ type Route struct {
 	DeadLettered uint64 `json:"dead_lettered"`
 	Skipped      uint64 `json:"skipped"`
 	InFlight     uint64 `json:"in_flight"`
-	Failing      string `json:"failing"` // why the route's table cannot be written; empty when it can
-	Warning      string `json:"warning"` // what an operator should know of a table that is written all the same; no reason to be degraded
+	Parked       bool   `json:"parked"`         // new messages become dead letters, until the table can be written again
+	Waiting      uint64 `json:"parked_waiting"` // parked dead letters of all replicas that are not replayed yet, counted up to 10,000
+	Replayed     uint64 `json:"replayed"`       // parked dead letters that this process has replayed by itself
+	Failing      string `json:"failing"`        // why the route's table cannot be written; empty when it can
+	Warning      string `json:"warning"`        // what an operator should know of a table that is written all the same; no reason to be degraded
 }
 
 // Process is the process itself.

@@ -32,6 +32,7 @@ type Config struct {
 	shortLock      time.Duration // the same for a table that is known to be failing: N of them take N times this
 	retryMin       time.Duration // first pause after an attempt that may be repeated
 	retryMax       time.Duration // greatest pause
+	maintainSoon   time.Duration // when maintenance that did not succeed is tried again
 	mendEvery      time.Duration // how often a parked route is tried again
 }
 
@@ -60,6 +61,7 @@ func (c Config) withDefaults() Config {
 	set(&c.shortLock, 200*time.Millisecond)
 	set(&c.retryMin, 100*time.Millisecond)
 	set(&c.retryMax, 10*time.Second)
+	set(&c.maintainSoon, 30*time.Second)
 	set(&c.mendEvery, 5*time.Second)
 	return c
 }

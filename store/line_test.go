@@ -44,6 +44,7 @@ func impatient(t *testing.T) Config {
 		shortLock:      100 * time.Millisecond,
 		retryMin:       5 * time.Millisecond,
 		retryMax:       50 * time.Millisecond,
+		maintainSoon:   200 * time.Millisecond,
 		mendEvery:      200 * time.Millisecond,
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/mqttpg/bridge/mapping"
 	"github.com/prometheus/client_golang/prometheus"
@@ -25,6 +26,8 @@ const (
 	mendRound = 20
 	// mendMisses is how many transactions in a row may fail before the rest is left for later.
 	mendMisses = 3
+	// mostCounted is how far the parked messages of a route are counted, every few seconds.
+	mostCounted = 10_000
 )
 
 // ever is after everything.
@@ -66,11 +69,14 @@ func (t *Tables) mendDue(ctx context.Context) (more bool, err error) {
 	for _, route := range t.routes.All() {
 		t.mu.Lock()
 		s := t.state(route)
+		if err == nil {
+			s.waiting = waiting[route.Name]
+		}
 		// While a failing route holds the line, the line tries it.
-		failing := s.parked || s.reason != "" && time.Since(s.failingSince) >= t.cfg.ParkAfter
+		failing := s.parked || s.reason != "" && !time.Now().Before(s.parkAt)
 		due := !time.Now().Before(s.mendAt)
 		t.mu.Unlock()
-		if !due || !failing && !slices.Contains(waiting, route.Name) {
+		if !due || !failing && waiting[route.Name] == 0 {
 			continue
 		}
 		rest, err := t.mend(ctx, route, failing)
@@ -82,20 +88,45 @@ func (t *Tables) mendDue(ctx context.Context) (more bool, err error) {
 	return more, errors.Join(errs...)
 }
 
-// parkedLetters returns the routes that have parked messages.
-func (t *Tables) parkedLetters(ctx context.Context) ([]string, error) {
+// parkedLetters returns how many messages of each route wait parked, of all processes, at most mostCounted.
+func (t *Tables) parkedLetters(ctx context.Context) (map[string]uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, t.cfg.attemptTimeout)
 	defer cancel()
-	var names, waiting []string
+	var names []string
 	for _, route := range t.routes.All() {
 		names = append(names, route.Name)
 	}
-	err := t.pool.QueryRow(ctx, "select array(select r from unnest($1::text[]) r where exists (select from "+letterTable(t.cfg.Schema)+
-		" where route = r and reason = '"+string(ReasonTableUnusable)+"' and replayed_at is null))", names).Scan(&waiting)
+	rows, err := t.pool.Query(ctx, "select r, (select count(*) from (select from "+letterTable(t.cfg.Schema)+
+		" where route = r and reason = '"+string(ReasonTableUnusable)+"' and replayed_at is null limit "+strconv.Itoa(mostCounted)+") l)"+
+		" from unnest($1::text[]) r", names)
 	if err != nil {
 		return nil, fmt.Errorf("look for parked messages: %w", err)
 	}
+	waiting := map[string]uint64{}
+	var name string
+	var n int64
+	if _, err := pgx.ForEachRow(rows, []any{&name, &n}, func() error { waiting[name] = uint64(n); return nil }); err != nil {
+		return nil, fmt.Errorf("look for parked messages: %w", err)
+	}
 	return waiting, nil
+}
+
+// Parking is what a route has in dead letters for its table's sake.
+type Parking struct {
+	Parked   bool   // new messages become dead letters
+	Waiting  uint64 // dead letters of all processes, as last counted; 10,000 means so many or more
+	Replayed uint64 // dead letters that this process has written by itself
+}
+
+// Parking returns that of every route.
+func (t *Tables) Parking() map[string]Parking {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all := make(map[string]Parking, len(t.states))
+	for route, s := range t.states {
+		all[route.Name] = Parking{Parked: s.parked, Waiting: s.waiting, Replayed: s.replayed}
+	}
+	return all
 }
 
 // mend makes a failing route well again if its table can be written, and then replays its parked
@@ -275,24 +306,25 @@ func (r *replay) blame(ctx context.Context, c claim, err error) error {
 
 var (
 	descReplayed = prometheus.NewDesc("bridge_dead_letters_replayed_total", "Parked messages that were written by themselves after their table was mended.", []string{"route"}, nil)
+	descWaiting  = prometheus.NewDesc("bridge_dead_letters_waiting", "Parked messages, of all replicas, that wait for their table to be mended; counted up to 10000.", []string{"route"}, nil)
 	descFailing  = prometheus.NewDesc("bridge_route_failing", "1 while the table of a route cannot be written, or refuses every message.", []string{"route"}, nil)
 )
 
 // Describe implements [prometheus.Collector].
 func (t *Tables) Describe(ch chan<- *prometheus.Desc) {
 	ch <- descReplayed
+	ch <- descWaiting
 	ch <- descFailing
 }
 
 // Collect implements [prometheus.Collector].
 func (t *Tables) Collect(ch chan<- prometheus.Metric) {
-	failing := t.Failing()
+	failing, parking := t.Failing(), t.Parking()
 	for _, route := range t.routes.All() {
-		t.mu.Lock()
-		replayed := t.state(route).replayed
-		t.mu.Unlock()
 		_, fails := failing[route.Name]
-		ch <- prometheus.MustNewConstMetric(descReplayed, prometheus.CounterValue, float64(replayed), route.Name)
+		p := parking[route.Name]
+		ch <- prometheus.MustNewConstMetric(descReplayed, prometheus.CounterValue, float64(p.Replayed), route.Name)
+		ch <- prometheus.MustNewConstMetric(descWaiting, prometheus.GaugeValue, float64(p.Waiting), route.Name)
 		ch <- prometheus.MustNewConstMetric(descFailing, prometheus.GaugeValue, float64(boolByte(fails)), route.Name)
 	}
 }

@@ -44,9 +44,12 @@ type tableState struct {
 	plan     *plan  // nil: has to be looked at before the next insert
 	place    string // the table with its schema; empty: not looked at yet
 	warnings []string
+	unmade   string // why partitions are not made; empty: they are
+	due      bool   // they should be looked at soon
 
-	reason       string    // why the route fails; empty: it does not
-	failingSince time.Time // start of ParkAfter
+	reason       string // why the route fails; empty: it does not
+	failingSince time.Time
+	parkAt       time.Time // failing: the line is held until then
 	byInsert     bool      // an insert failed, so that only an insert can prove the table good
 	parked       bool
 	mendedAt     time.Time // when it was parked last, until then; zero: never
@@ -63,6 +66,7 @@ type tableState struct {
 	mendWait time.Duration // and has waited so long for that
 
 	mendBehind any    // the letter behind which the next round of the mender begins; nil: with the first
+	waiting    uint64 // parked messages of all processes, as last counted
 	replayed   uint64 // dead letters
 }
 
@@ -128,6 +132,9 @@ func (t *Tables) Warnings() map[string][]string {
 		if len(s.warnings) > 0 {
 			all[route.Name] = slices.Clone(s.warnings)
 		}
+		if s.unmade != "" {
+			all[route.Name] = append(all[route.Name], "partitions are not made: "+s.unmade)
+		}
 	}
 	return all
 }
@@ -187,9 +194,9 @@ func (t *Tables) failed(route *mapping.Route, err error, byInsert bool, since ti
 	defer t.mu.Unlock()
 	s := t.state(route)
 	if s.reason == "" {
-		s.failingSince = since
+		s.failingSince, s.parkAt = since, since.Add(t.cfg.ParkAfter)
 		if time.Since(s.mendedAt) < relapseWithin {
-			s.failingSince = time.Time{}
+			s.parkAt = since
 		}
 		t.log.Error("table of route cannot be written", zap.String("route", route.Name), zap.Error(err), zap.Duration("parked_after", t.cfg.ParkAfter))
 	}
@@ -199,7 +206,7 @@ func (t *Tables) failed(route *mapping.Route, err error, byInsert bool, since ti
 	if pgErr := (*pgconn.PgError)(nil); !errors.As(err, &pgErr) || pgErr.Code != "55P03" {
 		s.plan = nil // look at the table again before the next insert; a locked one would only hold up the look
 	}
-	if !s.parked && time.Since(s.failingSince) >= t.cfg.ParkAfter {
+	if !s.parked && !time.Now().Before(s.parkAt) {
 		t.park(route, s)
 	}
 	return s.parked
@@ -210,7 +217,7 @@ func (t *Tables) untilParked(route *mapping.Route) time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	const least = time.Millisecond
-	return max(least, t.cfg.ParkAfter-time.Since(t.state(route).failingSince))
+	return max(least, time.Until(t.state(route).parkAt))
 }
 
 // failedForRows notes that a table takes rows, but none of a batch's. Waiting mends no row: the route
@@ -221,6 +228,7 @@ func (t *Tables) failedForRows(route *mapping.Route, err error) {
 	s := t.state(route)
 	if s.reason == "" {
 		s.failingSince = time.Now()
+		s.parkAt = s.failingSince
 		t.log.Error("table of route refuses every row", zap.String("route", route.Name), zap.Error(err))
 	}
 	s.reason, s.byInsert, s.plan = err.Error(), true, nil
@@ -314,7 +322,10 @@ func (t *Tables) ensureRoute(ctx context.Context, route *mapping.Route, beside b
 	if failing {
 		wait = t.cfg.shortLock
 	}
-	table, warnings, err := t.ensureTable(ctx, route, wait)
+	t.mu.Lock()
+	known := t.state(route).place != ""
+	t.mu.Unlock()
+	table, warnings, err := t.ensureTable(ctx, route, wait, known)
 	if err != nil {
 		err = fmt.Errorf("prepare table %s of route %s: %w", tableName(&route.Table), route.Name, err)
 		if classify(err) == verdictRoute {
@@ -322,11 +333,10 @@ func (t *Tables) ensureRoute(ctx context.Context, route *mapping.Route, beside b
 		}
 		return err
 	}
-	if beside || !failing {
-		if err := t.makePartitions(ctx, &route.Table, table); err != nil {
-			// The default partition takes the rows meanwhile, and Maintain tries again.
-			warnings = append(warnings, "partitions are not made: "+err.Error())
-		}
+	var unmade error
+	partitions := beside || !failing
+	if partitions {
+		unmade = t.makePartitions(ctx, &route.Table, table)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -335,6 +345,15 @@ func (t *Tables) ensureRoute(ctx context.Context, route *mapping.Route, beside b
 		if !slices.Contains(s.warnings, w) {
 			t.log.Warn("table is used as it is", zap.String("route", route.Name), zap.String("warning", w))
 		}
+	}
+	// The default partition takes the rows until Maintain has made those that are missing.
+	if partitions {
+		if unmade != nil && s.unmade == "" {
+			t.log.Warn("partitions are not made, trying again soon", zap.String("route", route.Name), zap.Error(unmade))
+		}
+		s.partitioned(unmade)
+	} else {
+		s.due = true
 	}
 	if place := table.schema + "." + table.name; s.place != place {
 		t.log.Info("table of route", zap.String("route", route.Name), zap.String("table", place))
@@ -347,14 +366,24 @@ func (t *Tables) ensureRoute(ctx context.Context, route *mapping.Route, beside b
 	return nil
 }
 
+// partitioned notes whether the partitions could be made. Called with mu held.
+func (s *tableState) partitioned(err error) {
+	s.unmade, s.due = "", err != nil
+	if err != nil {
+		s.unmade = err.Error()
+	}
+}
+
 // ensureTable returns the table as it is then, and what an operator should know about it. It waits for
-// the lock of a table at most for wait.
-func (t *Tables) ensureTable(ctx context.Context, route *mapping.Route, wait time.Duration) (*catalogTable, []string, error) {
+// the lock of a table at most for wait. What has to be made of a table that was known is a loss.
+func (t *Tables) ensureTable(ctx context.Context, route *mapping.Route, wait time.Duration, known bool) (*catalogTable, []string, error) {
 	want := &route.Table
 	r, table, err := look(ctx, t.pool, t.cfg.Schema, route)
 	if err != nil || !r.Create && len(r.Add) == 0 {
 		return table, r.Warnings, err
 	}
+	var created bool
+	var added []string
 	err = t.change(ctx, wait, func(tx pgx.Tx) error {
 		// Another replica may have done it while we waited for the lock.
 		table, err := inspect(ctx, tx, want)
@@ -362,16 +391,26 @@ func (t *Tables) ensureTable(ctx context.Context, route *mapping.Route, wait tim
 			return err
 		}
 		if table == nil {
+			created = true
 			return create(ctx, tx, want)
 		}
 		missing, err := table.missing(want)
 		if err != nil {
 			return err
 		}
+		for _, column := range missing {
+			added = append(added, column.Name)
+		}
 		return addColumns(ctx, tx, want, missing)
 	})
 	if err != nil {
 		return nil, nil, err
+	}
+	switch {
+	case known && created:
+		t.log.Warn("table of route was gone and has been made anew, empty", zap.String("route", route.Name), zap.String("table", tableName(want)))
+	case known && len(added) > 0:
+		t.log.Warn("columns of table were gone and have been added anew, empty", zap.String("route", route.Name), zap.String("table", tableName(want)), zap.Strings("columns", added))
 	}
 	r, table, err = look(ctx, t.pool, t.cfg.Schema, route)
 	if err == nil && (r.Create || len(r.Add) > 0) {
@@ -445,24 +484,44 @@ func addColumns(ctx context.Context, tx pgx.Tx, want *mapping.Table, missing []m
 // Maintain makes partitions ahead and drops what retention lets go, and beside that mends what is
 // failing or parked, until ctx is done. Trouble is logged and tried again; it never ends the loop.
 func (t *Tables) Maintain(ctx context.Context) {
-	const every, soon = time.Hour, time.Minute
+	const every = time.Hour
 	var mending sync.WaitGroup
 	defer mending.Wait()
 	mending.Go(func() { t.mendAll(ctx) })
+	ticker := time.NewTicker(t.cfg.maintainSoon)
+	defer ticker.Stop()
+	again, reported := time.Time{}, ""
 	for {
-		pause := every
-		if err := t.maintain(ctx); err != nil && ctx.Err() == nil {
-			t.log.Warn("tables not maintained, trying again soon", zap.Error(err))
-			pause = soon
+		if !time.Now().Before(again) || t.maintenanceDue() {
+			again = time.Now().Add(every)
+			err := t.maintain(ctx)
+			text := ""
+			if err != nil && ctx.Err() == nil {
+				again, text = time.Time{}, err.Error()
+			}
+			if text != "" && text != reported {
+				t.log.Warn("tables not maintained, trying again soon", zap.Error(err))
+			}
+			reported = text
 		}
-		timer := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
-			timer.Stop()
 			return
-		case <-timer.C:
+		case <-ticker.C:
 		}
 	}
+}
+
+// maintenanceDue says that partitions should be looked at soon.
+func (t *Tables) maintenanceDue() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, s := range t.states {
+		if s.due {
+			return true
+		}
+	}
+	return false
 }
 
 func (t *Tables) maintain(ctx context.Context) error {
@@ -486,7 +545,15 @@ func (t *Tables) maintain(ctx context.Context) error {
 	for _, name := range slices.Sorted(maps.Keys(tables)) {
 		found, err := inspect(ctx, t.pool, tables[name])
 		if err == nil && found != nil {
-			err = errors.Join(t.makePartitions(ctx, tables[name], found), t.expire(ctx, found, retention[name]))
+			unmade := t.makePartitions(ctx, tables[name], found)
+			t.mu.Lock()
+			for route, s := range t.states {
+				if tableName(&route.Table) == name {
+					s.partitioned(unmade)
+				}
+			}
+			t.mu.Unlock()
+			err = errors.Join(unmade, t.expire(ctx, found, retention[name]))
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("maintain table %s: %w", name, err))

@@ -89,7 +89,7 @@ func (s *service) report() health.Report {
 		r.Database.LastError = trouble
 	}
 
-	failing, warnings := s.tables.Failing(), s.tables.Warnings()
+	failing, warnings, parking := s.tables.Failing(), s.tables.Warnings(), s.tables.Parking()
 	pipelines := s.owned()
 	for _, lease := range s.leases.Owned() {
 		// A session that was just taken must not pass for a hot standby's none.
@@ -116,6 +116,7 @@ func (s *service) report() health.Report {
 		r.Routes[c.Route] = health.Route{
 			Received: c.Received, Written: c.Written, Duplicate: c.Duplicate, DeadLettered: sum(c.DeadLettered),
 			Skipped: sum(c.Skipped), InFlight: c.InFlight, Failing: failing[c.Route],
+			Parked: parking[c.Route].Parked, Waiting: parking[c.Route].Waiting, Replayed: parking[c.Route].Replayed,
 			Warning: strings.Join(warnings[c.Route], "; "),
 		}
 	}
