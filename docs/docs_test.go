@@ -240,8 +240,9 @@ func TestTableOfVariables(t *testing.T) {
 	}
 }
 
-// The queries of the documents run on the tables that the bridge makes.
-func TestQueries(t *testing.T) {
+// freshServer starts a PostgreSQL that ends with the test, and connects to it as its administrator.
+func freshServer(t *testing.T) (*localpg.Server, *pgx.Conn) {
+	t.Helper()
 	server, err := localpg.Start(t.Context(), localpg.Config{})
 	if err != nil {
 		t.Fatal(err)
@@ -255,7 +256,13 @@ func TestQueries(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = conn.Close(context.Background()) }()
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	return server, conn
+}
+
+// The queries of the documents run on the tables that the bridge makes.
+func TestQueries(t *testing.T) {
+	server, conn := freshServer(t)
 	if err := migrations.Apply(t.Context(), conn, "bridge", func(migrations.Migration) {}); err != nil {
 		t.Fatal(err)
 	}
@@ -330,20 +337,7 @@ func TestOwnTable(t *testing.T) {
 	if !ok {
 		t.Fatal("the section is gone")
 	}
-	server, err := localpg.Start(t.Context(), localpg.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := server.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	conn, err := pgx.Connect(t.Context(), server.URL("postgres"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = conn.Close(context.Background()) }()
+	server, conn := freshServer(t)
 	first := func(language string) (block string) {
 		eachBlock(string(text), language, func(_ int, b string) string {
 			if block == "" {
