@@ -105,3 +105,41 @@ func TestAlteredColumns(t *testing.T) {
 		})
 	}
 }
+
+// TestRoundingIsTold: a column of the same type that keeps fewer digits is written, and told of, also when it
+// becomes one under a running line.
+func TestRoundingIsTold(t *testing.T) {
+	t.Parallel()
+	tests := []struct{ of, wanted, made, warning string }{
+		{"as wanted", "numeric(10,2)", "numeric(10,2)", ""},
+		{"more digits", "numeric(10,2)", "numeric(12,3)", ""},
+		{"fewer digits", "numeric(10,2)", "numeric(12,1)", "column n is numeric(12,1): PostgreSQL rounds what the route writes, numeric(10,2)"},
+		{"any number of digits", "numeric", "numeric(10,0)", "column n is numeric(10,0): PostgreSQL rounds what the route writes, numeric"},
+		{"tens", "numeric(10,0)", "numeric(10,-1)", "column n is numeric(10,-1): PostgreSQL rounds"},
+		{"unlimited", "numeric(10,2)", "numeric", ""},
+		{"all of the time", "timestamptz", "timestamptz(6)", ""},
+		{"whole seconds", "timestamptz", "timestamptz(0)", "column n is timestamp(0) with time zone: PostgreSQL rounds"},
+	}
+	for _, test := range tests {
+		t.Run(test.of, func(t *testing.T) {
+			t.Parallel()
+			_, pool := newDatabase(t)
+			config := mapping.RouteConfig{Name: "rounded", Topic: "rounded/{device_id}", Columns: "n:" + test.wanted + "=$.n", Key: "delivery", Partition: "none"}
+			l := newLine(t, pool, impatient(t), nil, config)
+			l.send("rounded/a", `{"n":null}`)
+			l.flush()
+			if w := l.tables.Warnings()["rounded"]; len(w) != 0 {
+				t.Errorf("warnings %q of its own table", w)
+			}
+			execute(t, pool, `alter table rounded alter n type `+test.made)
+			l.renew(impatient(t), nil)
+			l.send("rounded/a", `{"n":null}`)
+			l.flush()
+			w := strings.Join(l.tables.Warnings()["rounded"], "; ")
+			if (w == "") != (test.warning == "") || !strings.Contains(w, test.warning) {
+				t.Errorf("warnings %q, want %q", w, test.warning)
+			}
+			l.want("rounded", 2, 2, 0, 0)
+		})
+	}
+}

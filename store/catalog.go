@@ -138,6 +138,28 @@ func (c *catalogTable) missing(t *mapping.Table) ([]mapping.Column, error) {
 	return missing, nil
 }
 
+// rounds says that the column keeps fewer digits behind the point than the type has that a route writes.
+func (c *catalogColumn) rounds(written string) bool {
+	modifier := int32(c.kind) // the lower half
+	if modifier < 0 {
+		return false
+	}
+	switch c.oid {
+	case pgtype.NumericOID:
+		const bits = 11 // of the scale, which may be negative
+		scale := (modifier - 4) << (32 - bits) >> (32 - bits)
+		var precision, want int32
+		if _, err := fmt.Sscanf(written, "numeric(%d,%d)", &precision, &want); err != nil {
+			return true
+		}
+		return scale < want
+	case pgtype.TimestampOID, pgtype.TimestamptzOID:
+		const microseconds = 6
+		return modifier < microseconds
+	}
+	return false
+}
+
 func (c *catalogTable) identifier() pgx.Identifier { return pgx.Identifier{c.schema, c.name} }
 
 // sameType says that values of a type may be sent as the other: text and varchar are one and the same
@@ -168,6 +190,11 @@ func (c *catalogTable) warnings(route *mapping.Route) []string {
 	for _, name := range slices.Sorted(maps.Keys(c.columns)) {
 		if c.columns[name].required && !slices.ContainsFunc(t.Columns, func(w mapping.Column) bool { return w.Name == name }) {
 			w = append(w, fmt.Sprintf("table %s: column %s must not be null, has no default and is not written by the route: unless a trigger fills it, every row will be refused", tableName(t), name))
+		}
+	}
+	for _, want := range t.Columns {
+		if have := c.columns[want.Name]; sameType(have.oid, want.OID) && have.rounds(want.Type) {
+			w = append(w, fmt.Sprintf("table %s: column %s is %s: PostgreSQL rounds what the route writes, %s", tableName(t), want.Name, have.typeName, want.Type))
 		}
 	}
 	if t.Partition != mapping.PartitionNone && t.Partition != "" && !c.partitioned {
