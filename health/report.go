@@ -88,11 +88,21 @@ type Delivery struct {
 	Watch         Watch  `json:"watch"`
 	// MessagesDropped is the broker's own count since it started, for all of its clients together; null
 	// while it does not tell. MessagesDroppedSeen is by how much it rose while this process looked on.
-	MessagesDropped     *uint64   `json:"messages_dropped"`
-	MessagesDroppedSeen uint64    `json:"messages_dropped_seen"`
-	LastDrop            Instant   `json:"last_drop"`
-	Outage              Outage    `json:"outage"`
-	Findings            []Finding `json:"findings"` // the gravest first
+	MessagesDropped     *uint64 `json:"messages_dropped"`
+	MessagesDroppedSeen uint64  `json:"messages_dropped_seen"`
+	LastDrop            Instant `json:"last_drop"`
+	Outage              Outage  `json:"outage"`
+	// LostSessions are those that the broker had forgotten, with what it held for them, when this process
+	// came to connect.
+	LostSessions []LostSession `json:"lost_sessions"`
+	Findings     []Finding     `json:"findings"` // the gravest first
+}
+
+// LostSession is a session that the broker lost.
+type LostSession struct {
+	ClientID string  `json:"client_id"`
+	Times    uint64  `json:"times"` // since the process started
+	Last     Instant `json:"last"`
 }
 
 // Watch is the connection that reads what the broker tells of itself below $SYS.
@@ -242,8 +252,8 @@ const (
 	staleAfter = 1.5
 	// unacknowledgedAfter is far beyond any commit, and well before people ask where their data is.
 	unacknowledgedAfter = 60 * time.Second
-	// droppedWithin is how long a loss at the broker stays a reason: long enough for somebody to look.
-	droppedWithin = 15 * time.Minute
+	// lossWithin is how long a loss at the broker stays a reason: long enough for somebody to look.
+	lossWithin = 15 * time.Minute
 )
 
 // judge fills in Status and Reasons. Down means that no message can be written: the database or
@@ -269,9 +279,15 @@ func (r *Report) judge(now time.Time) {
 			r.Reasons = append(r.Reasons, s.complaints(now)...)
 		}
 	}
-	if d := &r.Delivery; !d.LastDrop.IsZero() && now.Sub(d.LastDrop.Time) < droppedWithin {
+	if d := &r.Delivery; !d.LastDrop.IsZero() && now.Sub(d.LastDrop.Time) < lossWithin {
 		r.Reasons = append(r.Reasons, fmt.Sprintf("broker: threw messages away, at least %d while the bridge looked on, the last at %s",
 			d.MessagesDroppedSeen, d.LastDrop.UTC().Format(time.RFC3339)))
+	}
+	for _, l := range r.Delivery.LostSessions {
+		if now.Sub(l.Last.Time) < lossWithin {
+			r.Reasons = append(r.Reasons, fmt.Sprintf("broker %s: the broker had lost the session and what it held for it, found at %s",
+				l.ClientID, l.Last.UTC().Format(time.RFC3339)))
+		}
 	}
 	for _, name := range sortedNames(r.Routes) {
 		if reason := r.Routes[name].Failing; reason != "" {

@@ -158,6 +158,9 @@ func (s *Server) health(w http.ResponseWriter, _ *http.Request) {
 	if report.Broker == nil {
 		report.Broker = []Session{}
 	}
+	if report.Delivery.LostSessions == nil {
+		report.Delivery.LostSessions = []LostSession{}
+	}
 	if report.Delivery.Findings == nil {
 		report.Delivery.Findings = []Finding{}
 	}

@@ -35,7 +35,8 @@ func healthy() Report {
 		}},
 		Delivery: Delivery{ // what is only worth knowing degrades nothing
 			BrokerVersion: "mosquitto version 2.0.11", Watch: Watch{State: "reading"},
-			Findings: []Finding{{Severity: "warning", What: "old"}},
+			LostSessions: []LostSession{{ClientID: "bridge-0", Times: 1, Last: Instant{now.Add(-time.Hour)}}},
+			Findings:     []Finding{{Severity: "warning", What: "old"}},
 		},
 		Database: Database{State: "up", PingMS: &ping, Prepared: true, MigrationVersion: 1},
 		Routes:   map[string]Route{"telemetry": {Received: 5, Written: 3, Duplicate: 1, InFlight: 1}},
@@ -116,6 +117,11 @@ func TestReadyz(t *testing.T) {
 			r.Broker[0].Subscriptions[0] = Subscription{Filter: "secret/#", ReasonCode: 0x87, Reason: "not authorized"}
 		}, 503, "broker bridge-0: subscription to secret/#: not authorized\n"},
 		{
+			"a session that was lost does not make it unready", func(r *Report) {
+				r.Delivery.LostSessions = []LostSession{{ClientID: "bridge-0", Times: 1, Last: Instant{time.Now()}}}
+			}, 200, "ready\n",
+		},
+		{
 			"one of two sessions", func(r *Report) { r.Broker = append(r.Broker, Session{ClientID: "bridge-1", State: "closed"}) }, 503,
 			"broker bridge-1: closed\n",
 		},
@@ -184,6 +190,12 @@ func TestHealthStatus(t *testing.T) {
 		{"the broker threw messages away, long ago", func(r *Report) {
 			r.Delivery.MessagesDroppedSeen, r.Delivery.LastDrop = 85, Instant{time.Now().Add(-16 * time.Minute)}
 		}, OK, []string{}},
+		{"the broker lost a session", func(r *Report) {
+			r.Delivery.LostSessions = []LostSession{
+				{ClientID: "bridge-0", Times: 2, Last: Instant{recent}},
+				{ClientID: "bridge-1", Times: 1, Last: Instant{time.Now().Add(-16 * time.Minute)}},
+			}
+		}, Degraded, []string{"broker bridge-0: the broker had lost the session and what it held for it, found at " + recent.UTC().Format(time.RFC3339)}},
 		{"database down", func(r *Report) { r.Database.State, r.Database.LastError = "down", "refused" }, Down, []string{"database: refused"}},
 		{"commits are retried", func(r *Report) { r.Database.LastError = "disk full" }, Degraded, []string{"database: disk full"}},
 		{"no session connected", func(r *Report) { r.Broker[0].State = "backoff" }, Down, []string{"broker bridge-0: backoff"}},
@@ -230,10 +242,11 @@ func TestHealthDocument(t *testing.T) {
 		{"granted", names(session["granted"]), "broker_receive_maximum maximum_qos retain_available session_expiry_s " +
 			"shared_subscription_available subscription_identifiers_available wildcard_subscription_available"},
 		{"share", names(doc["share"]), "drained in_use name replicas retiring"},
-		{"delivery", names(doc["delivery"]), "broker_version findings last_drop messages_dropped messages_dropped_seen outage watch"},
+		{"delivery", names(doc["delivery"]), "broker_version findings last_drop lost_sessions messages_dropped messages_dropped_seen outage watch"},
 		{"watch", names(doc["delivery"].(map[string]any)["watch"]), "client_id reason state"},
 		{"outage", names(doc["delivery"].(map[string]any)["outage"]), "queue_limit received_per_s seconds text"},
 		{"finding", names(doc["delivery"].(map[string]any)["findings"].([]any)[0]), "consequence remedy severity what"},
+		{"lost session", names(doc["delivery"].(map[string]any)["lost_sessions"].([]any)[0]), "client_id last times"},
 		{"database", names(doc["database"]), "last_commit last_error migration_version ping_ms pool prepared state"},
 		{"pool", names(doc["database"].(map[string]any)["pool"]), "idle in_use max total"},
 		{"route", names(doc["routes"].(map[string]any)["telemetry"]), "dead_lettered duplicate failing in_flight parked parked_waiting received replayed skipped warning written"},
@@ -257,7 +270,7 @@ func TestHealthDocument(t *testing.T) {
 		t.Errorf("memory %v", m)
 	}
 	empty := get(t, serverOf(Report{}), "GET", "/health").Body.String()
-	if strings.Contains(empty, `"broker": null`) || strings.Contains(empty, `"routes": null`) || strings.Contains(empty, `"findings": null`) {
+	if strings.Contains(empty, `"broker": null`) || strings.Contains(empty, `"routes": null`) || strings.Contains(empty, `"findings": null`) || strings.Contains(empty, `"lost_sessions": null`) {
 		t.Errorf("lists are null: %s", empty)
 	}
 	impossible := healthy()

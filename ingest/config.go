@@ -95,6 +95,13 @@ type Config struct {
 	// incarnation: packet identifiers of unrelated brokers have nothing to do with each other.
 	CommonSessions bool
 
+	// Known says that the broker is to have the session already, from an earlier owner of the client id.
+	// Where it says Session Present 0 all the same, it has lost it. Without Known nobody can tell a lost
+	// session from a new one on the first connection.
+	Known bool
+	// Lost, when set, is called when the broker has lost the session. It must not block.
+	Lost func()
+
 	// Confirm, when set, is asked before a reconnection that follows a takeover or a connection that did
 	// not last: an error says that somebody else may have the right to the client id by now, and no
 	// connection is attempted until it says otherwise.

@@ -3,11 +3,13 @@ package ingest
 import (
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/eclipse/paho.golang/paho"
+	"go.uber.org/zap"
 )
 
 // What is unacknowledged when the connection is lost comes again, in order, with DUP and the same
@@ -259,6 +261,42 @@ func TestBrokerRestart(t *testing.T) {
 		t.Error("the loss is not in the log")
 	}
 	r.close()
+}
+
+// A session that an earlier owner left with the broker is lost when the broker does not have it.
+func TestSessionLostWhileNobodyWasConnected(t *testing.T) {
+	broker := startMosquitto(t, "") // without persistence
+	var lost atomic.Int64
+	for _, step := range []struct {
+		name          string
+		known, forget bool
+		want          uint64
+	}{
+		{"brand-new", false, false, 0},
+		{"kept", true, false, 0},
+		{"lost", true, true, 1},
+		{"lost, but nobody knows that it was there", false, true, 0},
+	} {
+		if step.forget {
+			broker.stop()
+			broker.start()
+		}
+		lost.Store(0)
+		r := newRig(t, func(cfg *Config) { cfg.Known, cfg.Lost = step.known, func() { lost.Add(1) } }, broker.url())
+		r.awaitState(StateSubscribed)
+		n := step.want
+		if st := r.session.Status(); st.SessionsLost != n || r.metric("bridge_mqtt_session_lost_total") != float64(n) || lost.Load() != int64(n) ||
+			r.logs.FilterMessageSnippet("the broker lost the session").FilterLevelExact(zap.WarnLevel).Len() != int(n) {
+			t.Errorf("%s: told %d times, status %+v", step.name, lost.Load(), st)
+		}
+		if step.name == "lost" { // once more, while it is connected
+			broker.stop()
+			broker.start()
+			eventually(t, "the second loss", func() bool { return lost.Load() == 2 && r.session.Status().SessionsLost == 2 })
+			r.awaitState(StateSubscribed)
+		}
+		r.close()
+	}
 }
 
 // A plain subscription gets the retained messages once, not at every reconnect.

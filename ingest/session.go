@@ -512,11 +512,13 @@ func (s *Session) accepted(c *conn, ack *packets.Connack) {
 		s.log.Warn("the broker has closed a young connection without a word and lets this client in again at once; " +
 			"probably another client uses client id " + s.clientID + " (two releases with one share name, or a stuck old replica)")
 	}
-	if s.known && !ack.SessionPresent {
-		// On the first connection nobody can tell a lost session from a new one.
+	if (s.known || s.cfg.Known) && !ack.SessionPresent {
 		st.SessionsLost++
 		s.cfg.Metrics.sessionLost.WithLabelValues(s.clientID).Inc()
-		s.log.Warn("the broker lost the session: what it held for this client id is gone")
+		s.log.Warn("the broker lost the session: what it held for this client id is gone", zap.Bool("while_nobody_was_connected", !s.known))
+		if s.cfg.Lost != nil {
+			s.cfg.Lost()
+		}
 	}
 	s.selfCheck()
 	s.known = true

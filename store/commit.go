@@ -85,7 +85,7 @@ func (w *Writer) commit(ctx context.Context, b *batch) (*outcome, error) {
 		}
 		w.log.Warn("batch not committed, trying again", zap.Error(err), zap.String("class", errorClass(err)),
 			zap.Int("messages", len(b.entries)), zap.Duration("pause", wait))
-		if err := pauseFor(ctx, wait); err != nil {
+		if err := w.pause(ctx, wait); err != nil {
 			return nil, err
 		}
 		pause = min(2*pause, w.cfg.retryMax)

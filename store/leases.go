@@ -52,8 +52,12 @@ type Lease struct {
 	// Subscriptions is all that the broker's session may be subscribed to: what former owners wanted and
 	// what this one does. Call [Leases.Subscribed] when the difference is mended.
 	Subscriptions []string
+	// Known says that a former owner left the session with the broker, which was to keep it. A broker
+	// that says Session Present 0 has lost it, and what it held for it.
+	Known bool
 	// Retiring says that the session is beyond LeaseConfig.Sessions, or that [RequestDrain] has taken it
-	// out of use: it is to be unsubscribed, drained and ended at the broker. Call [Leases.Retired] then.
+	// out of use: it is to be unsubscribed, drained and ended at the broker. Call [Leases.Ending] when
+	// it is drained, and [Leases.Retired] when it is ended.
 	Retiring bool
 }
 
@@ -475,7 +479,8 @@ func (l *Leases) claim(db, ctx context.Context, hold func(context.Context, *Leas
 	// over and taken a heartbeat later, when that commit is visible.
 	rows, err := l.pool.Query(db, `
 		with candidate as (
-			select s.index from `+l.table("sessions")+` s
+			select s.index, s.kept and s.retired_at is null and ($4 or s.client_id = $8::text || '-' || s.index) as kept
+			from `+l.table("sessions")+` s
 			where s.share_name = $1 and not s.index = any ($2::int[])
 			  and (s.index >= $3 or s.drain_requested_at is not null) = $4 and not ($4 and s.retired_at is not null)
 			  and (s.owner is null or s.owner = $5 or s.owner = any ($6::text[]))
@@ -484,16 +489,16 @@ func (l *Leases) claim(db, ctx context.Context, hold func(context.Context, *Leas
 		set owner = $5, epoch = s.epoch + 1, acquired_at = now(),
 		    client_id = case when $4 then s.client_id else $8::text || '-' || s.index end,
 		    subscriptions = case when $4 then s.subscriptions else array(select distinct unnest(s.subscriptions || $9::text[]) order by 1) end,
-		    retired_at = null
+		    kept = candidate.kept, retired_at = null
 		from candidate where s.share_name = $1 and s.index = candidate.index
-		returning s.index, s.client_id, s.epoch, s.share_name, s.subscriptions`,
+		returning s.index, s.client_id, s.epoch, s.share_name, s.subscriptions, s.kept`,
 		l.cfg.ShareName, held, l.cfg.Sessions, retiring, l.cfg.Owner, append([]string{}, dead...), n, l.cfg.ClientIDPrefix, l.cfg.subscriptions())
 	if err != nil {
 		return fmt.Errorf("claim sessions: %w", err)
 	}
 	leases, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*Lease, error) {
 		lease := &Lease{Retiring: retiring}
-		err := row.Scan(&lease.Index, &lease.ClientID, &lease.Epoch, &lease.ShareName, &lease.Subscriptions)
+		err := row.Scan(&lease.Index, &lease.ClientID, &lease.Epoch, &lease.ShareName, &lease.Subscriptions, &lease.Known)
 		return lease, err
 	})
 	if err != nil {
@@ -544,24 +549,31 @@ func (l *Leases) Confirmed() error {
 	return nil
 }
 
-// Subscribed notes that the broker's session is subscribed to what is wanted and to nothing else.
-func (l *Leases) Subscribed(ctx context.Context, lease *Lease) error {
-	return l.note(ctx, lease, "subscriptions = $4", l.cfg.subscriptions())
+// Subscribed notes that the broker's session is subscribed to what is wanted and to nothing else. kept
+// says whether the broker is to keep it while nobody is connected, for [Lease.Known] of the next owner.
+func (l *Leases) Subscribed(ctx context.Context, lease *Lease, kept bool) error {
+	return l.note(ctx, lease, "subscriptions = $4, kept = $5", l.cfg.subscriptions(), kept)
+}
+
+// Ending notes that the session is drained and about to be ended at the broker, so that nobody takes
+// it for lost should this process not get as far as [Leases.Retired].
+func (l *Leases) Ending(ctx context.Context, lease *Lease) error {
+	return l.note(ctx, lease, "kept = false")
 }
 
 // Retired notes that the session has been drained and ended at the broker.
 func (l *Leases) Retired(ctx context.Context, lease *Lease) error {
-	return l.note(ctx, lease, "subscriptions = $4, retired_at = now()", []string{})
+	return l.note(ctx, lease, "subscriptions = '{}', kept = false, retired_at = now()")
 }
 
-// note changes the row of a session that is held.
-func (l *Leases) note(ctx context.Context, lease *Lease, set string, subscriptions []string) error {
+// note changes the row of a session that is held; parameters of the change begin with $4.
+func (l *Leases) note(ctx context.Context, lease *Lease, set string, values ...any) error {
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.TTL)
 	defer cancel()
 	tag, err := l.pool.Exec(ctx, "update "+l.table("sessions")+" set "+set+" where share_name = $1 and index = $2 and epoch = $3",
-		lease.ShareName, lease.Index, lease.Epoch, subscriptions)
+		append([]any{lease.ShareName, lease.Index, lease.Epoch}, values...)...)
 	if err != nil {
-		return fmt.Errorf("note subscriptions of session %d: %w", lease.Index, err)
+		return fmt.Errorf("update session %d: %w", lease.Index, err)
 	}
 	if tag.RowsAffected() == 0 {
 		return ErrFenced

@@ -456,7 +456,7 @@ func TestSubscriptionsAddUp(t *testing.T) {
 		if !slices.Equal(lease.Subscriptions, []string{"a", "b", "c"}) || stored() != "a b c" {
 			t.Errorf("lease %v, stored %s", lease.Subscriptions, stored())
 		}
-		if err := l.Subscribed(ctx, lease); err != nil {
+		if err := l.Subscribed(ctx, lease, true); err != nil {
 			t.Error(err)
 		}
 	})
@@ -465,6 +465,57 @@ func TestSubscriptionsAddUp(t *testing.T) {
 	}
 	if got := stored(); got != "c b" {
 		t.Errorf("stored %s", got)
+	}
+}
+
+// TestKnownSession: the next owner of a session knows whether the broker is to have it, and takes none
+// for lost that the broker never had or was to forget.
+func TestKnownSession(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	note := func(*Leases, *Lease) error { return nil }
+	for _, step := range []struct {
+		name   string
+		prefix string
+		before string
+		do     func(*Leases, *Lease) error
+		known  bool // the lease, when it is taken
+	}{
+		{name: "brand-new", do: note},
+		{name: "connections were begun, none was accepted", before: `update bridge.sessions set connections = 5`, do: note},
+		{name: "still brand-new", do: func(l *Leases, lease *Lease) error { return l.Subscribed(t.Context(), lease, true) }},
+		{name: "left with the broker", do: note, known: true},
+		{name: "left again, by an owner that did not get to connect", known: true, do: func(l *Leases, lease *Lease) error { return l.Subscribed(t.Context(), lease, false) }},
+		{name: "with Session Expiry 0", do: func(l *Leases, lease *Lease) error { return l.Subscribed(t.Context(), lease, true) }},
+		{name: "another client id is another session", prefix: "other", do: note},
+		{name: "and the old one does not come back to mind", do: func(l *Leases, lease *Lease) error { return l.Subscribed(t.Context(), lease, true) }},
+		{name: "taken out of use", before: `update bridge.sessions set drain_requested_at = now()`, known: true, do: func(l *Leases, lease *Lease) error { return l.Ending(t.Context(), lease) }},
+		{name: "drained, and perhaps ended", do: func(l *Leases, lease *Lease) error { return l.Retired(t.Context(), lease) }},
+		{name: "in use again", before: `update bridge.sessions set drain_requested_at = null`, do: note},
+		{name: "in use again, but not connected yet", do: func(l *Leases, lease *Lease) error { return l.Subscribed(t.Context(), lease, true) }},
+		{name: "taken out of use again", before: `update bridge.sessions set drain_requested_at = now()`, known: true, do: func(l *Leases, lease *Lease) error { return l.Retired(t.Context(), lease) }},
+		{name: "retired without a word before", before: `update bridge.sessions set drain_requested_at = null`, do: note},
+	} {
+		if step.before != "" {
+			execute(t, pool, step.before)
+		}
+		l := NewLeases(pool, LeaseConfig{ShareName: "share", ClientIDPrefix: step.prefix, Owner: "a", Heartbeat: 20 * time.Millisecond, TTL: testTTL})
+		ctx, stop := context.WithCancel(t.Context())
+		var once sync.Once
+		err := l.Run(ctx, func(_ context.Context, lease *Lease) {
+			once.Do(func() {
+				defer stop()
+				if lease.Known != step.known {
+					t.Errorf("%s: known %v, want %v", step.name, lease.Known, step.known)
+				}
+				if err := step.do(l, lease); err != nil {
+					t.Errorf("%s: %v", step.name, err)
+				}
+			})
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -33,6 +33,10 @@ type DatabaseStatus struct {
 
 // Monitor asks the database regularly how it is. Safe for concurrent use.
 type Monitor struct {
+	// Recovered, when set, is called when the database is up again after it was down, by whoever pings.
+	// It must not block. To be set before the first ping.
+	Recovered func()
+
 	pool    *pgxpool.Pool
 	schema  string
 	metrics *Metrics
@@ -79,6 +83,13 @@ func (m *Monitor) Ping(ctx context.Context) {
 		return // we are leaving: says nothing about the database
 	}
 	now := time.Now()
+	if recovered := m.note(started, now, readOnly, version, err); recovered && m.Recovered != nil {
+		m.Recovered()
+	}
+}
+
+// note updates the status, and says whether the database has come back.
+func (m *Monitor) note(started, now time.Time, readOnly bool, version int, err error) (recovered bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s := &m.status
@@ -93,9 +104,11 @@ func (m *Monitor) Ping(ctx context.Context) {
 		s.LastError, s.LastErrorAt = err.Error(), now
 	}
 	if up := err == nil; up != s.Up || s.Since.IsZero() {
+		recovered = up && !s.Since.IsZero()
 		s.Up, s.Since = up, now
 	}
 	m.metrics.setUp(s.Up)
+	return recovered
 }
 
 func (m *Monitor) ask(ctx context.Context) (readOnly bool, version int, err error) {

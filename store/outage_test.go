@@ -86,6 +86,63 @@ func TestOutage(t *testing.T) {
 	}
 }
 
+// TestDatabaseIsBack: who waits to try again does so at once when the database is seen to be back.
+func TestDatabaseIsBack(t *testing.T) {
+	t.Parallel()
+	server, pool := ownServer(t)
+	execute(t, pool, `insert into bridge.sessions (share_name, index, client_id, epoch) values ('s', 0, 's-0', 1)`)
+	cfg := impatient(t)
+	cfg.retryMin, cfg.retryMax = time.Hour, time.Hour
+	committing := newLine(t, pool, cfg, nil, telemetry)
+	opening := newLine(t, pool, cfg, &Lease{ClientID: "s-0", Epoch: 1, ShareName: "s"}, telemetry)
+	if err := committing.tables.Ensure(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	recovered := 0
+	monitor := NewMonitor(pool, "bridge", nil)
+	monitor.Recovered = func() {
+		recovered++
+		committing.writer.Retry()
+		opening.writer.Retry()
+		opening.writer.Retry() // does not block
+	}
+	monitor.Ping(t.Context())
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	var waits []func() error
+	for _, l := range []*line{committing, opening} {
+		waits = append(waits, l.run(context.Background()))
+		l.send("devices/a/telemetry", reading(1, 1))
+		eventually(t, "the writer waits to try again", func() bool { return l.writer.Status().Retrying })
+	}
+	monitor.Ping(t.Context())
+	monitor.Ping(t.Context())
+	if err := server.Restart(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if recovered != 0 {
+		t.Errorf("back %d times before it was", recovered)
+	}
+	eventually(t, "the database is up", func() bool { monitor.Ping(t.Context()); return monitor.Status().Up })
+	monitor.Ping(t.Context())
+	if recovered != 1 {
+		t.Errorf("back %d times", recovered)
+	}
+	for i, l := range []*line{committing, opening} {
+		if err := l.drain(); err != nil {
+			t.Error(err)
+		}
+		if err := waits[i](); err != nil {
+			t.Error(err)
+		}
+		l.wantInOrder(1)
+		if s := l.writer.Status(); s.Retrying {
+			t.Errorf("status %+v", s)
+		}
+	}
+}
+
 // TestSilentDatabase halts the server: nothing is refused, nothing is answered.
 func TestSilentDatabase(t *testing.T) {
 	t.Parallel()

@@ -28,8 +28,9 @@ type Writer struct {
 	settle   func([]Entry)
 	log      *zap.Logger
 
-	wake chan struct{} // capacity 1: there may be something new for Run
-	done chan struct{} // closed when Run has returned
+	wake  chan struct{} // capacity 1: there may be something new for Run
+	retry chan struct{} // capacity 1: the present pause is over
+	done  chan struct{} // closed when Run has returned
 
 	opened    chan struct{} // closed when the ledger is read
 	inherited struct {      // what was read with it; set before opened is closed
@@ -77,6 +78,7 @@ func NewWriter(pool *pgxpool.Pool, cfg Config, tables *Tables, counters *Counter
 		pool: pool, cfg: cfg, tables: tables, counters: counters, metrics: metrics, fence: fence, settle: settle,
 		log:        cfg.Log.Named("writer"),
 		wake:       make(chan struct{}, 1),
+		retry:      make(chan struct{}, 1),
 		done:       make(chan struct{}),
 		opened:     make(chan struct{}),
 		insertions: map[*mapping.Route]*insertion{},
@@ -240,22 +242,40 @@ func (w *Writer) openLedger(ctx context.Context) error {
 		}
 		w.noteError(err)
 		w.log.Warn("delivery ledger not read, trying again", zap.Error(err), zap.Duration("pause", pause))
-		if err := pauseFor(ctx, pause); err != nil {
+		if err := w.pause(ctx, pause); err != nil {
 			return err
 		}
 	}
 }
 
+// Retry ends the present pause between two attempts, or else the next one: the database is back. It does
+// not block.
+func (w *Writer) Retry() {
+	select {
+	case w.retry <- struct{}{}:
+	default:
+	}
+}
+
+// pause is pauseFor, but that Retry ends it.
+func (w *Writer) pause(ctx context.Context, d time.Duration) error {
+	return pauseUntil(ctx, d, w.retry)
+}
+
 // pauseFor waits about d. The jitter keeps replicas from returning in step.
-func pauseFor(ctx context.Context, d time.Duration) error {
+func pauseFor(ctx context.Context, d time.Duration) error { return pauseUntil(ctx, d, nil) }
+
+// pauseUntil is pauseFor, but that enough ends it.
+func pauseUntil(ctx context.Context, d time.Duration, enough <-chan struct{}) error {
 	timer := time.NewTimer(d/2 + rand.N(d)) //nolint:gosec // jitter, no secret
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
 		return context.Cause(ctx)
+	case <-enough:
 	case <-timer.C:
-		return nil
 	}
+	return nil
 }
 
 // collect waits for a batch: what gathered while the last one was committed, or the first message of

@@ -3,9 +3,11 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"maps"
 	"math"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/mqttpg/bridge/health"
@@ -86,7 +88,7 @@ func (s *service) delivery(pipelines []*pipeline) health.Delivery {
 		BrokerVersion:       st.Software.String(),
 		Watch:               health.Watch{State: string(st.State), Reason: st.Reason, ClientID: st.ClientID},
 		MessagesDroppedSeen: st.DroppedSeen, LastDrop: health.Instant{Time: st.LastDrop},
-		Findings: []health.Finding{},
+		LostSessions: s.lost.list(), Findings: []health.Finding{},
 	}
 	if st.DroppedKnown {
 		d.MessagesDropped = &st.Dropped
@@ -101,6 +103,33 @@ func (s *service) delivery(pipelines []*pipeline) health.Delivery {
 		d.Findings = append(d.Findings, health.Finding{Severity: string(f.Severity), What: f.What, Consequence: f.Consequence, Remedy: f.Remedy})
 	}
 	return d
+}
+
+// lostSessions remembers which sessions the broker lost while this process owned them, whoever owns them
+// now. The zero value is ready. Safe for concurrent use.
+type lostSessions struct {
+	mu    sync.Mutex
+	known map[string]health.LostSession // by client id
+}
+
+func (l *lostSessions) add(clientID string, at time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.known == nil {
+		l.known = map[string]health.LostSession{}
+	}
+	l.known[clientID] = health.LostSession{ClientID: clientID, Times: l.known[clientID].Times + 1, Last: health.Instant{Time: at}}
+}
+
+// list is by client id.
+func (l *lostSessions) list() []health.LostSession {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	list := make([]health.LostSession, 0, len(l.known))
+	for _, clientID := range slices.Sorted(maps.Keys(l.known)) {
+		list = append(list, l.known[clientID])
+	}
+	return list
 }
 
 // inOrder puts the gravest findings first, each once.

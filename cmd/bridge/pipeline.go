@@ -26,6 +26,8 @@ type pipeline struct {
 
 	maxMessage int // bytes of a PUBLISH, for people
 
+	ending func(ctx context.Context) error // notes that the session is drained and about to be ended
+
 	log *zap.Logger
 
 	acks []ingest.Ack // of the batch being settled
@@ -52,6 +54,8 @@ func (s *service) newPipeline(lease *store.Lease, log *zap.Logger) (*pipeline, e
 	mqtt.BeginConnection = func(ctx context.Context, attempt uint64) error {
 		return p.writer.BeginConnection(ctx, attempt)
 	}
+	mqtt.Known, mqtt.Lost = lease.Known, func() { s.lost.add(lease.ClientID, time.Now()) }
+	p.ending = func(ctx context.Context) error { return s.leases.Ending(ctx, lease) }
 	mqtt.Confirmed = func(number uint64) { p.writer.Confirm(number) }
 	subscribed, wanted := lease.Subscriptions, mqtt.Subscriptions()
 	if lease.Retiring {
@@ -64,8 +68,8 @@ func (s *service) newPipeline(lease *store.Lease, log *zap.Logger) (*pipeline, e
 	}
 	mqtt.Stale = slices.DeleteFunc(slices.Clone(subscribed), func(filter string) bool { return slices.Contains(wanted, filter) })
 	mqtt.Unsubscribed = func(ctx context.Context) error {
-		if !lease.Retiring && len(mqtt.Stale) > 0 {
-			if err := s.leases.Subscribed(ctx, lease); err != nil {
+		if kept := mqtt.SessionExpiry > 0; !lease.Retiring && (len(mqtt.Stale) > 0 || kept != lease.Known) {
+			if err := s.leases.Subscribed(ctx, lease, kept); err != nil {
 				return err
 			}
 		}
@@ -168,6 +172,9 @@ func (p *pipeline) run(ctx context.Context, drainTime time.Duration) error {
 	var err error
 	select {
 	case <-retired:
+		if err := p.ending(work); err != nil {
+			p.log.Debug("not noted that the session is about to be ended", zap.Error(err))
+		}
 		err = p.drain(ctx, errRetired, drainTime, writerDone)
 	case <-ctx.Done():
 		if err = context.Cause(ctx); !errors.Is(err, store.ErrFenced) {

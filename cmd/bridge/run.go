@@ -74,6 +74,7 @@ type service struct {
 	mqtt     ingest.Config // but for Deliver
 	watch    *ingest.Watch // nil: BRIDGE_MQTT_WATCH is off
 	outage   *prometheus.GaugeVec
+	lost     lostSessions
 
 	mu        sync.Mutex
 	state     string
@@ -106,6 +107,11 @@ func newService(ctx context.Context, cfg *config, log *zap.Logger) (*service, er
 	s.tables = store.NewTables(pool, cfg.store(log), cfg.routes)
 	s.registry.MustRegister(s.tables)
 	s.monitor = store.NewMonitor(pool, cfg.Schema.value, s.metrics)
+	s.monitor.Recovered = func() {
+		for _, p := range s.owned() {
+			p.writer.Retry()
+		}
+	}
 	subscriptions := cfg.ingest(log)
 	s.leases = store.NewLeases(pool, store.LeaseConfig{
 		Schema: cfg.Schema.value, ShareName: cfg.MQTT.ShareName.value, ClientIDPrefix: cfg.clientIDPrefix(),
