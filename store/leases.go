@@ -479,7 +479,7 @@ func (l *Leases) claim(db, ctx context.Context, hold func(context.Context, *Leas
 	// over and taken a heartbeat later, when that commit is visible.
 	rows, err := l.pool.Query(db, `
 		with candidate as (
-			select s.index, s.kept and s.retired_at is null and ($4 or s.client_id = $8::text || '-' || s.index) as kept
+			select s.index, s.kept and ($4 or s.client_id = $8::text || '-' || s.index) as kept
 			from `+l.table("sessions")+` s
 			where s.share_name = $1 and not s.index = any ($2::int[])
 			  and (s.index >= $3 or s.drain_requested_at is not null) = $4 and not ($4 and s.retired_at is not null)
