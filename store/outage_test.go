@@ -112,7 +112,7 @@ func TestDatabaseIsBack(t *testing.T) {
 	}
 	var waits []func() error
 	for _, l := range []*line{committing, opening} {
-		waits = append(waits, l.run(context.Background()))
+		waits = append(waits, l.run(t.Context()))
 		l.send("devices/a/telemetry", reading(1, 1))
 		eventually(t, "the writer waits to try again", func() bool { return l.writer.Status().Retrying })
 	}
@@ -129,6 +129,7 @@ func TestDatabaseIsBack(t *testing.T) {
 	if recovered != 1 {
 		t.Errorf("back %d times", recovered)
 	}
+	eventually(t, "both have written", func() bool { return len(committing.order()) == 1 && len(opening.order()) == 1 })
 	for i, l := range []*line{committing, opening} {
 		if err := l.drain(); err != nil {
 			t.Error(err)
