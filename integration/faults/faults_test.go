@@ -100,7 +100,7 @@ func judge(t *testing.T, sc *scenario, r result) {
 	if r.acknowledged == 0 {
 		t.Error("the broker acknowledged nothing: there was no load")
 	}
-	if r.missing > 0 && !sc.forgive.missing {
+	if r.missing > sc.forgive.missing {
 		t.Errorf("%d rows are missing: %s", r.missing, r.account)
 	}
 	if r.extra > 0 && !sc.forgive.extra {
@@ -218,6 +218,13 @@ letter. Afterwards the tables are compared with what the broker had acknowledged
   A restarted bridge connects again.
 * **peak memory**: the greatest resident set of any bridge.
 * **longest gap**: the longest time in which any session committed nothing while messages were published.
+* **remark**: of the last run.
+
+The scenarios of identical messages have nothing but those, and QoS 2 has its own. After most kills the dead bridge's lease is
+ended by SQL, so that more kills fit into the time; elsewhere its five seconds are waited for. A full disk, a read-only
+server and one kind of deadlock are raised by a trigger with their SQLSTATE. The real deadlocks are with a transaction of
+somebody else: as long as no route fails, replicas lock tables and keys in one order and make none among themselves. Clock
+jumps are those of the stamps in the database, shifted by SQL; no machine's clock is moved.
 
 The conservation law held at every scrape, five times a second, in every scenario. Where a number other than
 0 stands under missing or extra, the remark says why the protocol allows no better; [delivery](delivery.md)

@@ -44,8 +44,9 @@ type scenario struct {
 
 // forgiveness says which differences a scenario cannot avoid, and why. The documents say the same.
 type forgiveness struct {
-	missing, extra bool // extra: of kinds without a key; a key recognises every copy
-	because        string
+	missing int  // rows at most
+	extra   bool // of kinds without a key; a key recognises every copy
+	because string
 }
 
 // stage is what a scenario plays on.
