@@ -4,16 +4,27 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"github.com/gorilla/websocket"
 )
 
 // webSocketConn makes a stream of a WebSocket's binary messages: MQTT packets may be split and
-// joined over messages at will [MQTT-6.0.0-2]. One goroutine may read and one may write.
+// joined over messages at will [MQTT-6.0.0-2]. One goroutine may read; the other methods may be called
+// by several at once, as a net.Conn's may: websocket.Conn allows one writer, and takes setting the
+// deadline for writing.
 type webSocketConn struct {
 	*websocket.Conn
 	message io.Reader // what is left of the current message; nil between messages
+
+	// longest bounds each write, whatever the deadline: the websocket sets the socket's deadline anew with
+	// each message, so one that was set in that very moment is lost.
+	longest time.Duration
+
+	writing  sync.Mutex
+	mu       sync.Mutex
+	deadline time.Time // of writes; guarded by mu
 }
 
 func (c *webSocketConn) Read(p []byte) (int, error) {
@@ -42,14 +53,35 @@ func (c *webSocketConn) Read(p []byte) (int, error) {
 	}
 }
 
+// Write sends p as one message.
 func (c *webSocketConn) Write(p []byte) (int, error) {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	c.mu.Lock()
+	deadline := c.deadline
+	c.mu.Unlock()
+	if bound := time.Now().Add(c.longest); deadline.IsZero() || deadline.After(bound) {
+		deadline = bound
+	}
+	if err := c.Conn.SetWriteDeadline(deadline); err != nil {
+		return 0, err
+	}
 	if err := c.WriteMessage(websocket.BinaryMessage, p); err != nil {
 		return 0, err
 	}
 	return len(p), nil
 }
 
-// SetDeadline sets both deadlines. Once one has passed the connection is of no more use.
+// SetWriteDeadline sets the deadline of writes, of one under way too. Once it has passed within a write
+// the connection is of no more use.
+func (c *webSocketConn) SetWriteDeadline(t time.Time) error {
+	c.mu.Lock()
+	c.deadline = t
+	c.mu.Unlock()
+	return c.NetConn().SetWriteDeadline(t)
+}
+
+// SetDeadline sets both deadlines.
 func (c *webSocketConn) SetDeadline(t time.Time) error {
 	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
 }

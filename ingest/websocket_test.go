@@ -3,10 +3,12 @@ package ingest
 import (
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -94,6 +96,83 @@ func TestWebSocketRefusesText(t *testing.T) {
 	defer nc.Close()
 	if _, err := nc.Read(make([]byte, 1)); err == nil || !strings.Contains(err.Error(), "not binary") { // [MQTT-6.0.0-1]
 		t.Errorf("read: %v", err)
+	}
+}
+
+// paho's pinger writes while others write and set deadlines, as a net.Conn allows. The race detector judges.
+func TestWebSocketTakesSeveralWriters(t *testing.T) {
+	const writers, each = 4, 50
+	got := make(chan int, 1)
+	u := webSocketServer(t, func() {}, func(ws *websocket.Conn) {
+		n := 0
+		for range writers * each {
+			if _, m, err := ws.ReadMessage(); err == nil && string(m) == "hello" {
+				n++
+			}
+		}
+		got <- n
+	})
+	nc, err := dial(t.Context(), u, &tlsFiles{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	var wg sync.WaitGroup
+	for range writers {
+		wg.Go(func() {
+			for range each {
+				if _, err := nc.Write([]byte("hello")); err != nil {
+					t.Error(err)
+				}
+				if err := nc.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if n := <-got; n != writers*each {
+		t.Errorf("%d of %d messages arrived whole", n, writers*each)
+	}
+}
+
+// A stalled broker must not hold up a write beyond a deadline, though it was set while the write waited.
+func TestWebSocketDeadlineEndsAWrite(t *testing.T) {
+	begun := make(chan error, 1)
+	release := make(chan struct{})
+	u := webSocketServer(t, func() {}, func(ws *websocket.Conn) {
+		_, _, err := ws.NextReader()
+		begun <- err
+		<-release
+	})
+	defer close(release)
+	nc, err := dial(t.Context(), u, &tlsFiles{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	nc.(*webSocketConn).longest = time.Hour
+	ended := make(chan error, 1)
+	go func() {
+		_, err := nc.Write(make([]byte, 64<<20)) // more than the socket's buffers hold
+		ended <- err
+	}()
+	if err := <-begun; err != nil {
+		t.Fatal(err)
+	}
+	for { // a long message is written in fragments, and each sets the deadline anew
+		if err := nc.SetWriteDeadline(time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case err := <-ended:
+			var timeout net.Error // websocket hides os.ErrDeadlineExceeded
+			if !errors.As(err, &timeout) || !timeout.Timeout() {
+				t.Errorf("the write ended with %v", err)
+			}
+			return
+		case <-time.After(time.Millisecond):
+		}
 	}
 }
 
