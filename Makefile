@@ -14,8 +14,8 @@ GOLANGCI  := $(CACHE)/bin/golangci-lint-$(GOLANGCI_VERSION)
 COVER_DIR := $(CACHE)/cover
 
 # The scenarios need a broker and a database; everything else is a unit test.
-SCENARIOS := ./integration ./integration/provider ./integration/deploy ./integration/faults
-UNITS     = $(shell go list ./... | grep -vE '/integration(/provider|/image|/deploy|/faults)?$$')
+SCENARIOS := ./integration ./integration/provider ./integration/deploy ./integration/faults ./integration/bench
+UNITS     = $(shell go list ./... | grep -vE '/integration(/provider|/image|/deploy|/faults|/bench)?$$')
 
 # The scenarios that a build machine runs a second time, on processes instead of containers.
 CORE ?= ^Test(MainJob|Poison|BrokerRestartMidStream|DatabaseRestartMidStream|BridgeKilledMidStream|EqualReadingsThroughKills|TwoBridgesShare|FewerSessions|FiltersChange|GracefulStop)$$

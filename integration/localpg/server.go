@@ -487,6 +487,16 @@ func (s *Server) resume(p *process) {
 	_ = p.signal(syscall.SIGCONT)
 }
 
+// PID is the process id of the postmaster, the parent of all the server's processes; 0 when it does not run.
+func (s *Server) PID() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.process == nil || !s.process.running() {
+		return 0
+	}
+	return s.process.cmd.Process.Pid
+}
+
 func (s *Server) removeTemporary() {
 	for _, dir := range s.temporary {
 		_ = os.RemoveAll(dir) // nothing of value; the system empties its temporary folder too

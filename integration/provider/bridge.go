@@ -136,14 +136,7 @@ func (b *Bridge) Resume() error {
 func (b *Bridge) Wait(ctx context.Context) (int, error) { return b.process.wait(ctx) }
 
 // PID is the process id of the running bridge, 0 when it does not run.
-func (b *Bridge) PID() int {
-	b.process.mu.Lock()
-	defer b.process.mu.Unlock()
-	if r := b.process.run; r != nil && !r.ended() {
-		return r.cmd.Process.Pid
-	}
-	return 0
-}
+func (b *Bridge) PID() int { return b.process.pid() }
 
 // Logs returns what the bridge has written to stdout and stderr, over all its starts.
 func (b *Bridge) Logs() string {

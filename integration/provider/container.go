@@ -117,6 +117,9 @@ func (m *containerMachine) logs(ctx context.Context) (string, error) {
 	return string(data), errors.Join(err, log.Close())
 }
 
+// pid is unknown: the process lives in another name space.
+func (m *containerMachine) pid() int { return 0 }
+
 func (m *containerMachine) remove(ctx context.Context) error {
 	if m.container == nil {
 		return nil

@@ -280,6 +280,15 @@ func (m *localMachine) kill(context.Context) error {
 	return m.server.Kill()
 }
 
+func (m *localMachine) pid() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.up {
+		return 0
+	}
+	return m.server.PID()
+}
+
 func (m *localMachine) pause(context.Context) error  { return m.server.Pause() }
 func (m *localMachine) resume(context.Context) error { return m.server.Resume() }
 

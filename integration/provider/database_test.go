@@ -57,6 +57,9 @@ func TestDatabaseKeepsCommittedRowsAndAddress(t *testing.T) {
 	d := StartDatabase(t, DatabaseConfig{Settings: map[string]string{"max_connections": "50"}})
 	url := d.Fresh(t)
 	mustQuery(t, url, "show max_connections", "50")
+	if (current.kind == Processes) != (d.PID() > 0) {
+		t.Errorf("process id %d of a database that runs", d.PID())
+	}
 	execute(t, url, "create table kept (i int); insert into kept values (1)")
 
 	tests := []struct {
@@ -67,8 +70,8 @@ func TestDatabaseKeepsCommittedRowsAndAddress(t *testing.T) {
 		if err := test.end(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := query(t.Context(), url, "select 'up'"); err == nil {
-			t.Fatalf("the database answers after %s", test.name)
+		if _, err := query(t.Context(), url, "select 'up'"); err == nil || d.PID() != 0 {
+			t.Fatalf("the database answers after %s, or has a process: %d", test.name, d.PID())
 		}
 		if err := d.Start(t.Context()); err != nil {
 			t.Fatalf("after %s: %v", test.name, err)

@@ -18,6 +18,7 @@ type machine interface {
 	pause(ctx context.Context) error
 	resume(ctx context.Context) error
 	logs(ctx context.Context) (string, error)
+	pid() int
 	remove(ctx context.Context) error // in whatever state it is
 }
 
@@ -78,6 +79,10 @@ func (s *Server) Logs(ctx context.Context) string {
 	}
 	return log
 }
+
+// PID is the process id of the running server: the postmaster of a database. It is 0 when the server does
+// not run, and when it is a container.
+func (s *Server) PID() int { return s.machine.pid() }
 
 // endWith removes the server when the test ends and shows its log when the test has failed.
 func (s *Server) endWith(t testing.TB) {

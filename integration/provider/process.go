@@ -122,6 +122,16 @@ func (p *process) kill(ctx context.Context) error {
 	return err
 }
 
+// pid is that of the running process, 0 when there is none.
+func (p *process) pid() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.run == nil || p.run.ended() {
+		return 0
+	}
+	return p.run.cmd.Process.Pid
+}
+
 func (p *process) pause(context.Context) error  { return p.signal(syscall.SIGSTOP) }
 func (p *process) resume(context.Context) error { return p.signal(syscall.SIGCONT) }
 
