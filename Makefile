@@ -24,7 +24,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test setup vet lint test-unit test-integration test-image faults cover bench-ledger build image fmt clean
+.PHONY: help demo test setup vet lint test-unit test-integration test-image faults cover bench bench-ledger build image fmt clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,11 @@ faults: ## the fault matrix, its table into docs/faults.md (FAULTS_MINUTES=30, F
 
 cover: ## hold the coverage of the last test runs against what is asked
 	bash integration/setup/coverage.sh $(COVER_DIR)
+
+bench: ## measure everything, into docs/performance.md (BENCH_ONLY=drain,live BENCH_ROUNDS=3 BENCH_QUICK=1)
+	@# The quick form writes its page to a folder that it removes.
+	$(if $(BENCH_QUICK),,BENCH_DOCS=$(CURDIR)/docs) go test -count=1 -timeout 0 -v -run '^TestBench$$' ./integration/bench
+	$(if $(BENCH_QUICK)$(BENCH_ONLY),,$(MAKE) bench-ledger)
 
 bench-ledger: ## what the delivery ledger costs, into docs/performance.md
 	BENCH_DOCS=$(CURDIR)/docs/performance.md go test ./store -run '^$$' -bench LedgerCost -benchtime 1x -timeout 30m

@@ -5,6 +5,10 @@ package bench
 import (
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -20,27 +24,167 @@ func TestMain(m *testing.M) {
 	os.Exit(provider.Main(m))
 }
 
-func TestHarness(t *testing.T) {
-	server := provider.StartDatabase(t, provider.DatabaseConfig{Settings: serverSettings})
-	system := bridge("bridge", bridgeOptions{})
-	t.Run("drain", func(t *testing.T) {
-		f := drain(t, newStage(t, server, "", drainWork(5000, 1000)), &system)
-		for _, name := range []string{"rate", "system", "broker", "database", "peak", "wal"} {
-			if f[name] <= 0 {
-				t.Errorf("%s is %g", name, f[name])
+// scale is how much is measured.
+type scale struct {
+	rounds   int
+	drain    []int         // messages
+	rates    []int         // messages a second
+	live     time.Duration // at each rate
+	idle     time.Duration
+	messages int   // of a drain of the sections below
+	history  []int // rows that are there before, the newest of them today
+	day      int   // of them a day
+	devices  []int
+	all      int // messages that reach all devices
+	routes   []int
+	sizes    []int // bytes
+	sessions []int
+	replicas []int
+	outage   time.Duration
+	around   time.Duration // traffic before and after the outage
+}
+
+var full = scale{
+	rounds: 3, drain: []int{200_000, 1_000_000}, rates: []int{1000, 20_000}, live: 15 * time.Second, idle: 20 * time.Second,
+	messages: 200_000, history: []int{0, 1_000_000, 10_000_000, 50_000_000}, day: 1_000_000,
+	devices: []int{10, 1000, 100_000, 1_000_000}, all: 1_000_000, routes: []int{1, 10, 50, 200},
+	sizes: []int{50, 140, 1 << 10, 8 << 10, 64 << 10}, sessions: []int{1, 2, 4, 8}, replicas: []int{1, 2, 3},
+	outage: 5 * time.Minute, around: 10 * time.Second,
+}
+
+// quick goes through everything once and has no figure that says anything.
+var quick = scale{
+	rounds: 1, drain: []int{3000}, rates: []int{500}, live: 500 * time.Millisecond, idle: 100 * time.Millisecond,
+	messages: 2000, history: []int{0, 2000}, day: 1000,
+	devices: []int{10, 1000}, all: 2000, routes: []int{1, 3},
+	sizes: []int{50, 1 << 10}, sessions: []int{2}, replicas: []int{2},
+	outage: time.Second, around: 500 * time.Millisecond,
+}
+
+// suite is one run.
+type suite struct {
+	scale
+	server  *provider.Database
+	dir     string // of the page
+	results Results
+	machine string
+}
+
+// TestBench measures all sections, or those named by BENCH_ONLY.
+func TestBench(t *testing.T) {
+	b := &suite{scale: quick, dir: os.Getenv("BENCH_DOCS")}
+	if b.dir != "" {
+		b.scale = full
+		b.rounds = setting(t, "BENCH_ROUNDS", b.rounds, strconv.Atoi)
+		b.outage = setting(t, "BENCH_OUTAGE", b.outage, time.ParseDuration)
+	} else {
+		b.dir = t.TempDir()
+	}
+	var only []string
+	if text := os.Getenv("BENCH_ONLY"); text != "" {
+		only = strings.Split(text, ",")
+	}
+	for _, name := range only {
+		if !slices.ContainsFunc(sections, func(s section) bool { return s.name == name }) {
+			t.Fatalf("BENCH_ONLY names a section %q, expected some of %s", name, sectionNames())
+		}
+	}
+	var err error
+	b.results, err = loadResults(b.dir)
+	must(t, err)
+
+	b.server = provider.StartDatabase(t, provider.DatabaseConfig{Settings: serverSettings})
+	t.Run("warming up", func(t *testing.T) {
+		s := newStage(t, b.server, "", drainWork(b.messages/2, 1000))
+		b.machine = machine(t, s)
+		system := bridge("bridge", bridgeOptions{})
+		drain(t, s, &system)
+	})
+	for _, section := range sections {
+		if len(only) > 0 && !slices.Contains(only, section.name) {
+			continue
+		}
+		t.Run(section.name, func(t *testing.T) {
+			begun := time.Now()
+			r := &Result{Points: section.measure(t, b)}
+			r.describe(b.rounds, b.machine)
+			b.results[section.name] = r
+			must(t, b.results.save(b.dir)) // an interrupted run has not run in vain
+			t.Logf("%s: %v", section.name, time.Since(begun).Round(time.Second))
+		})
+	}
+	b.inspect(t, only)
+}
+
+// setting reads a variable of the environment.
+func setting[T any](t *testing.T, variable string, standard T, parse func(string) (T, error)) T {
+	t.Helper()
+	text := os.Getenv(variable)
+	if text == "" {
+		return standard
+	}
+	v, err := parse(text)
+	if err != nil {
+		t.Fatalf("%s is %q: %v", variable, text, err)
+	}
+	return v
+}
+
+// inspect looks at what a run has left behind.
+func (b *suite) inspect(t *testing.T, only []string) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(b.dir, "performance.md"))
+	must(t, err)
+	for _, section := range sections {
+		if len(only) > 0 && !slices.Contains(only, section.name) {
+			continue
+		}
+		r := b.results[section.name]
+		if r == nil || len(r.Points) == 0 {
+			t.Errorf("section %s has no results", section.name)
+			continue
+		}
+		for _, p := range r.Points {
+			if len(p.Values) == 0 {
+				t.Errorf("section %s: %s has no figures", section.name, p.Label)
 			}
 		}
-	})
-	t.Run("idle", func(t *testing.T) {
-		f := idle(t, newStage(t, server, "", liveWork(500, 1000)), &system, 100*time.Millisecond)
-		if f["peak"] <= 0 || f["system"] < 0 {
-			t.Errorf("%v", f)
+		for _, want := range []string{"<!-- " + section.name + " -->", "](performance/" + section.name + ".svg)"} {
+			if !strings.Contains(string(text), want) {
+				t.Errorf("the page lacks %q", want)
+			}
 		}
-	})
-	t.Run("live", func(t *testing.T) {
-		f, _ := live(t, newStage(t, server, "", liveWork(500, 1000)), &system, time.Second)
-		if f["p50"] <= 0 || f["max"] < f["p50"] {
-			t.Errorf("%v", f)
+		if _, err := os.Stat(filepath.Join(b.dir, "performance", section.name+".svg")); err != nil {
+			t.Error(err)
 		}
-	})
+	}
+}
+
+// job is one point of a section and how it is measured.
+type job struct {
+	point   *Point
+	measure func(t *testing.T, p *Point) Figures
+}
+
+// play measures jobs in rounds, in turn, so that what the machine does meanwhile befalls all; every other
+// round goes backwards. A job that fails has no figures of that round.
+func (b *suite) play(t *testing.T, jobs []job) (points []*Point) {
+	t.Helper()
+	for _, j := range jobs {
+		points = append(points, j.point)
+	}
+	for round := range b.rounds {
+		turn := slices.Clone(jobs)
+		if round%2 != 0 {
+			slices.Reverse(turn)
+		}
+		for _, j := range turn {
+			t.Run(fmt.Sprintf("%s, round %d", j.point.Label, round+1), func(t *testing.T) {
+				f := j.measure(t, j.point)
+				j.point.add(f)
+				t.Log(f)
+			})
+		}
+	}
+	return points
 }

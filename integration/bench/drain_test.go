@@ -25,9 +25,7 @@ func drain(t *testing.T, s *Stage, system *System) Figures {
 		system.Subscribe(t, s)
 		publishBacklog(t, s.Broker.Addr(""), &s.Work)
 	}
-	for _, table := range system.Tables {
-		s.existing += s.rows(t, table)
-	}
+	s.existing = s.rows(t, system.Tables...)
 	s.checkpoint(t)
 
 	before, wal, begun := s.usage(nil), s.wal(t), time.Now()

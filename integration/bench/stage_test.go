@@ -22,7 +22,7 @@ type Stage struct {
 	Work   Work
 
 	since    time.Time // rows before it are none of the measurement's
-	existing int       // rows since then that were there before
+	existing int       // rows of its tables since then that were there before
 	db       *pgx.Conn // the observer's
 	backend  int       // its process
 }
@@ -104,20 +104,25 @@ func (s *Stage) filter() string {
 	return " where time >= '" + s.since.UTC().Format(time.RFC3339) + "'"
 }
 
-// rows counts those of a table; there are none in a table that is not there.
-func (s *Stage) rows(t *testing.T, table string) int {
+// rows counts those of some tables that the measurement has brought; there are none in a table that is not
+// there.
+func (s *Stage) rows(t *testing.T, tables ...string) int {
 	t.Helper()
-	var there bool
-	must(t, s.db.QueryRow(t.Context(), "select to_regclass($1) is not null", table).Scan(&there))
-	if !there {
-		return 0
+	sum := -s.existing
+	for _, table := range tables {
+		var there bool
+		must(t, s.db.QueryRow(t.Context(), "select to_regclass($1) is not null", table).Scan(&there))
+		if !there {
+			continue
+		}
+		var n int
+		must(t, s.db.QueryRow(t.Context(), "select count(*) from "+table+s.filter()).Scan(&n))
+		sum += n
 	}
-	var n int
-	must(t, s.db.QueryRow(t.Context(), "select count(*) from "+table+s.filter()).Scan(&n))
-	return n - s.existing
+	return sum
 }
 
-// Patience with a system that makes no progress.
+// patience with a system that makes no progress.
 const patience = 90 * time.Second
 
 // awaitRows returns when the tables hold so many rows together. It looks at the write-ahead log, which costs
@@ -136,10 +141,7 @@ func (s *Stage) awaitRows(t *testing.T, want int, tables ...string) {
 		if time.Since(quiet) < rest {
 			continue
 		}
-		rows := 0
-		for _, table := range tables {
-			rows += s.rows(t, table)
-		}
+		rows := s.rows(t, tables...)
 		if rows == want {
 			return
 		}

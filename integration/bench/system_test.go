@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -36,7 +37,7 @@ type System struct {
 
 // bridgeOptions are how a bridge under test differs from the usual one.
 type bridgeOptions struct {
-	env      map[string]string
+	sessions int    // 0 is 1
 	replicas int    // 0 is 1
 	routes   int    // 0 is 1; each has a site of its own
 	tables   bool   // and a table of its own
@@ -48,11 +49,11 @@ const columns = "id:uuid=$.id, temperature:float8=$.temperature, humidity:float8
 
 // bridge is the product: a keyed route, nothing kept but the columns, defaults otherwise.
 func bridge(name string, o bridgeOptions) System {
-	table, replicas := o.table, max(o.replicas, 1)
+	table, replicas, sessions := o.table, max(o.replicas, 1), max(o.sessions, 1)
 	if table == "" {
 		table = "telemetry"
 	}
-	env := map[string]string{"BRIDGE_LOG_LEVEL": "warn"}
+	env := map[string]string{"BRIDGE_MQTT_SESSIONS": strconv.Itoa(sessions)}
 	var names, tables []string
 	for i := range max(o.routes, 1) {
 		route := fmt.Sprintf("r%d", i)
@@ -71,7 +72,6 @@ func bridge(name string, o bridgeOptions) System {
 		})
 	}
 	env["BRIDGE_ROUTES"] = strings.Join(names, ",")
-	maps.Copy(env, o.env)
 
 	start := func(t *testing.T, s *Stage) *provider.Bridge {
 		own := maps.Clone(env)
@@ -85,6 +85,8 @@ func bridge(name string, o bridgeOptions) System {
 			b := start(t, s)
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
+			must(t, b.WaitReady(ctx))
+			s.awaitOwners(t, 1, sessions)
 			must(t, b.WaitReady(ctx))
 			must(t, b.Term())
 			if code, err := b.Wait(ctx); code != 0 || err != nil {
@@ -103,25 +105,25 @@ func bridge(name string, o bridgeOptions) System {
 				pids = append(pids, start(t, s).PID())
 			}
 			if replicas > 1 {
-				s.awaitOwners(t, replicas)
+				s.awaitOwners(t, replicas, sessions)
 			}
 			return pids
 		},
 	}
 }
 
-// awaitOwners returns when so many bridges own sessions, the same number each if that is possible.
-func (s *Stage) awaitOwners(t *testing.T, replicas int) {
+// awaitOwners returns when so many bridges own all sessions, each about as many as the others.
+func (s *Stage) awaitOwners(t *testing.T, replicas, sessions int) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
-		var owners, least, most int
-		must(t, s.db.QueryRow(t.Context(), `select count(*)::int, coalesce(min(n), 0)::int, coalesce(max(n), 0)::int
-			from (select count(*) as n from bridge.sessions where owner is not null group by owner) as owned`).Scan(&owners, &least, &most))
-		if owners == replicas && most-least <= 1 {
+		var owners, owned, least, most int
+		must(t, s.db.QueryRow(t.Context(), `select count(*)::int, coalesce(sum(n), 0)::int, coalesce(min(n), 0)::int, coalesce(max(n), 0)::int
+			from (select count(*) as n from bridge.sessions where owner is not null group by owner) as owned`).Scan(&owners, &owned, &least, &most))
+		if owners == replicas && owned == sessions && most-least <= 1 {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("%d of %d bridges have sessions, %d to %d of them", owners, replicas, least, most)
+			t.Fatalf("%d of %d bridges own %d of %d sessions, %d to %d of them each", owners, replicas, owned, sessions, least, most)
 		}
 	}
 }

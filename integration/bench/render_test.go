@@ -1,0 +1,268 @@
+//go:build linux
+
+package bench
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+
+	"github.com/mqttpg/bridge/integration/bench/page"
+)
+
+// render makes the sections of the page that there are results for, and their plots. It is told what the page
+// holds already, for some of the targets are judged by sections that others write.
+func (r Results) render(old []page.Section) (fresh []page.Section, plots map[string]string) {
+	plots = map[string]string{}
+	newest := &Result{}
+	var parts []page.Section
+	for _, s := range sections {
+		result := r[s.name]
+		if result == nil {
+			continue
+		}
+		if result.Date >= newest.Date {
+			newest = result
+		}
+		text, svg := s.render(result)
+		plots[s.name] = svg
+		parts = append(parts, page.Section{Name: s.name, Text: fmt.Sprintf("## %s\n\n%s\n![%s](performance/%s.svg)\n\nMeasured %s at commit %s, medians of %d rounds with the lowest and the highest.\n",
+			s.title, text, s.title, s.name, result.Date, result.Commit, result.Rounds)})
+	}
+	fresh = append(fresh, page.Section{Name: "method", Text: method(newest)}, page.Section{Name: "targets", Text: "## Targets\n\n" + targetTable(r, old)})
+	return append(fresh, parts...), plots
+}
+
+func method(newest *Result) string {
+	return fmt.Sprintf(`What the bridge costs and how fast it is, next to the broker and the database that it works with. `+"`make bench`"+` measures
+all this and writes this page ([how](../README.md#development)); the numbers behind it are in [results.json](performance/results.json).
+
+**Machine:** %s. Load generator, broker, bridge and database share it.
+
+**Work:** QoS 1, JSON of 140 bytes with five mapped columns, 1 000 devices, a keyed route (`+"`TIME`"+`, `+"`KEY=auto`"+`, `+"`PAYLOAD=drop`"+`), defaults
+otherwise, the delivery ledger on. Mosquitto queues without limit and without persistence. PostgreSQL with fsync and synchronous commit, a
+checkpoint before every measurement, autovacuum off, everything else as it comes.
+
+**Figures:** CPU seconds are those of the whole process since its start, the database with all its processes; they say more than rates,
+which other work on the machine moves. Systems and values that are compared take turns in every round. Every measurement ends with
+the count of the rows: one for each message, or it does not count. A rate is that of the rows between the first and the last commit. A latency is
+the time from the moment at which a message was due, not sent, to the commit of its row by the database's own record
+(`+"`track_commit_timestamp`"+`), on the one clock of the machine: a publisher that is held up hides nothing.
+`, newest.Machine)
+}
+
+// column of a table of figures.
+type column struct {
+	title  string
+	figure string
+	unit   float64 // what a figure is divided by
+}
+
+var costColumns = []column{
+	{"messages/s", "rate", 1},
+	{"bridge CPU s/M", "system", 1},
+	{"broker CPU s/M", "broker", 1},
+	{"database CPU s/M", "database", 1},
+	{"peak MiB", "peak", 1 << 20},
+	{"WAL bytes/message", "wal", 1},
+}
+
+// table has a row for each point.
+func table(r *Result, first string, columns []column, more ...func(p *Point) (title, text string)) string {
+	heading := []string{first}
+	for _, c := range columns {
+		heading = append(heading, c.title)
+	}
+	for _, f := range more {
+		title, _ := f(r.Points[0])
+		heading = append(heading, title)
+	}
+	rows := [][]string{heading}
+	for _, p := range r.Points {
+		row := []string{p.Label}
+		for _, c := range columns {
+			row = append(row, page.Spread(scaled(p.Values[c.figure], c.unit)))
+		}
+		for _, f := range more {
+			_, text := f(p)
+			row = append(row, text)
+		}
+		rows = append(rows, row)
+	}
+	return page.Table(rows)
+}
+
+func scaled(values []float64, unit float64) []float64 {
+	out := make([]float64, len(values))
+	for i, v := range values {
+		out[i] = v / unit
+	}
+	return out
+}
+
+func renderDrain(r *Result) (text, svg string) {
+	bars := page.Bars{Title: "CPU seconds per million messages", Unit: "CPU seconds per million messages", Parts: []string{"bridge or peer", "broker", "database"}}
+	for _, p := range r.Points {
+		if len(p.Values["system"]) > 0 {
+			bars.Bars = append(bars.Bars, page.Bar{Label: p.Label, Values: []float64{p.median("system"), p.median("broker"), p.median("database")}})
+		}
+	}
+	columns := slices.Clone(costColumns)
+	columns[1].title = "own CPU s/M"
+	return "Messages that queued in the broker's session are drained by a process that is started for it; its start is counted.\n\n" +
+		table(r, "system, backlog", columns), bars.SVG()
+}
+
+func renderLive(r *Result) (text, svg string) {
+	chart := page.Chart{
+		Title: "From due to committed",
+		X: page.Axis{Label: "share of the messages that were committed by then", Log: true, Ticks: []page.Tick{
+			{At: 2, Label: "50 %"}, {At: 10, Label: "90 %"}, {At: 100, Label: "99 %"}, {At: 1000, Label: "99.9 %"},
+		}},
+		Y: page.Axis{Label: "ms", Log: true},
+	}
+	flowing, resting := &Result{}, &Result{}
+	for _, p := range r.Points {
+		if p.X == 0 {
+			resting.Points = append(resting.Points, p)
+			continue
+		}
+		flowing.Points = append(flowing.Points, p)
+		line := page.Line{Name: p.Label}
+		for _, at := range p.Curve {
+			line.Marks = append(line.Marks, page.Mark{X: at[0], Y: at[1]})
+		}
+		chart.Lines = append(chart.Lines, line)
+	}
+	text = "Milliseconds from the moment at which a message was due to the commit of its row; the last column is how late the publisher was at worst.\n\n" +
+		table(flowing, "system, traffic", []column{
+			{"p50 ms", "p50", 1},
+			{"p90 ms", "p90", 1},
+			{"p99 ms", "p99", 1},
+			{"p99.9 ms", "p999", 1},
+			{"max ms", "max", 1},
+			{"own CPU s/M", "system", 1},
+			{"broker CPU s/M", "broker", 1},
+			{"database CPU s/M", "database", 1},
+			{"peak MiB", "peak", 1 << 20},
+			{"publisher late ms", "late", 1},
+		}) + "\nWithout any traffic, percent of one core:\n\n" +
+		table(resting, "system", []column{{"own CPU %", "system", 1}, {"broker CPU %", "broker", 1}, {"database CPU %", "database", 1}, {"peak MiB", "peak", 1 << 20}})
+	chart.Wide = true
+	return text, page.SVG(chart)
+}
+
+// change tells by how much a figure differs from that of the first point of the same system.
+func change(r *Result, title, figure string) func(p *Point) (string, string) {
+	return func(p *Point) (string, string) {
+		base := r.Points[0]
+		v := p.median(figure) / base.median(figure)
+		if math.IsNaN(v) || p == base {
+			return title, "–"
+		}
+		return title, fmt.Sprintf("%+.0f %%", 100*(v-1))
+	}
+}
+
+// growth plots rate and CPU time over what is varied.
+func growth(r *Result, title, label string, logarithmic bool) string {
+	rate := page.Chart{Title: title + ": rate", X: page.Axis{Label: label, Log: logarithmic}, Y: page.Axis{Label: "messages/s"}}
+	cpu := page.Chart{Title: title + ": CPU", X: rate.X, Y: page.Axis{Label: "CPU seconds per million messages"}}
+	var names []string
+	least := math.Inf(1)
+	for _, p := range r.Points {
+		if !slices.Contains(names, p.System) {
+			names = append(names, p.System)
+		}
+		if p.X > 0 {
+			least = min(least, p.X)
+		}
+	}
+	// A logarithmic axis has no zero: it stands a step before the least value.
+	place := func(x float64) float64 {
+		if x == 0 && logarithmic {
+			return least / 10
+		}
+		return x
+	}
+	for _, p := range r.Points {
+		tick := page.Tick{At: place(p.X), Label: page.Short(p.X)}
+		if !slices.Contains(rate.X.Ticks, tick) {
+			rate.X.Ticks = append(rate.X.Ticks, tick)
+		}
+	}
+	cpu.X = rate.X
+	line := func(system, figure, name string) page.Line {
+		l := page.Line{Name: name}
+		for _, p := range r.Points {
+			if values := p.Values[figure]; p.System == system && len(values) > 0 {
+				l.Marks = append(l.Marks, page.Mark{X: place(p.X), Y: p.median(figure), Low: slices.Min(values), High: slices.Max(values)})
+			}
+		}
+		return l
+	}
+	for _, system := range names {
+		name, prefix := system, system+", "
+		if len(names) == 1 {
+			name, prefix = "", ""
+		}
+		rate.Lines = append(rate.Lines, line(system, "rate", name))
+		cpu.Lines = append(cpu.Lines, line(system, "system", prefix+"bridge"), line(system, "database", prefix+"database"))
+		if len(names) == 1 {
+			cpu.Lines = append(cpu.Lines, line(system, "broker", "broker"))
+		}
+	}
+	return page.SVG(rate, cpu)
+}
+
+func renderHistory(r *Result) (text, svg string) {
+	return "Backlogs of the same size are drained into tables with a history: a million rows for each of the last days, in day partitions with the indexes that\nthe bridge makes. They take turns.\n\n" +
+		table(r, "in the table", costColumns, change(r, "rate against the first", "rate")), growth(r, "Table", "rows in the table before", true)
+}
+
+func renderDevices(r *Result) (text, svg string) {
+	return "A million messages, whose topics take turns.\n\n" + table(r, "devices", costColumns, change(r, "rate against the first", "rate")), growth(r, "Devices", "devices", true)
+}
+
+func renderRoutes(r *Result) (text, svg string) {
+	return "The same messages reach one route or are spread evenly over many, which write to one table or to a table each.\n\n" +
+		table(r, "routes", costColumns, change(r, "rate against the first", "rate")), growth(r, "Routes", "routes", true)
+}
+
+func renderPayload(r *Result) (text, svg string) {
+	volume := func(p *Point) (string, string) {
+		return "MiB/s", page.Number(p.median("rate") * p.X / (1 << 20))
+	}
+	return "The same five columns out of ever larger payloads. Fewer messages of the large ones.\n\n" +
+		table(r, "payload", costColumns, volume), growth(r, "Payload", "bytes of payload", true)
+}
+
+func renderSessions(r *Result) (text, svg string) {
+	return "One bridge with several sessions (`BRIDGE_MQTT_SESSIONS`), over which the broker spreads the messages.\n\n" +
+		table(r, "sessions", costColumns, change(r, "rate against the first", "rate")), growth(r, "Sessions", "sessions", false)
+}
+
+func renderReplicas(r *Result) (text, svg string) {
+	return fmt.Sprintf("Several bridges share %d sessions. They are connected before the first message comes; CPU time and memory are those of all together.\n\n", sessionsOfReplicas) +
+		table(r, "replicas", costColumns, change(r, "rate against the first", "rate")), growth(r, "Replicas", "replicas", false)
+}
+
+func renderOutage(r *Result) (text, svg string) {
+	chart := page.Chart{Title: "Memory while the database is away", X: page.Axis{Label: "seconds"}, Y: page.Axis{Label: "MiB"}, Wide: true}
+	for _, p := range r.Points {
+		from, away := p.median("from"), p.median("away")
+		if math.IsNaN(from + away) {
+			continue
+		}
+		chart.Bands = append(chart.Bands, page.Band{From: from, To: from + away, Label: "database away"})
+		line := page.Line{Plain: true}
+		for _, at := range p.Curve {
+			line.Marks = append(line.Marks, page.Mark{X: at[0], Y: at[1]})
+		}
+		chart.Lines = append(chart.Lines, line)
+	}
+	text = fmt.Sprintf("The database server is stopped while %s messages a second come, and started again. Every message has its row in the end.\n\n", page.Number(outageRate)) +
+		table(r, "", []column{{"seconds away", "away", 1}, {"messages", "rows", 1}, {"MiB before", "before", 1 << 20}, {"peak MiB", "peak", 1 << 20}, {"added in the last four fifths, MiB", "growth", 1 << 20}, {"seconds to catch up", "recovery", 1}})
+	return strings.Replace(text, "|  |", "| outage |", 1), page.SVG(chart)
+}

@@ -1,0 +1,333 @@
+//go:build linux
+
+package bench
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/mqttpg/bridge/integration/bench/page"
+	"github.com/mqttpg/bridge/integration/provider"
+)
+
+// section is a part of the page.
+type section struct {
+	name    string
+	title   string
+	measure func(t *testing.T, b *suite) []*Point
+	render  func(r *Result) (text, svg string)
+}
+
+// sections in the order of the page.
+var sections = []section{
+	{"drain", "Draining a backlog", measureDrain, renderDrain},
+	{"live", "Live traffic", measureLive, renderLive},
+	{"history", "Growth with the table", measureHistory, renderHistory},
+	{"devices", "Growth with the number of devices", measureDevices, renderDevices},
+	{"routes", "Growth with the number of routes", measureRoutes, renderRoutes},
+	{"payload", "Growth with the payload", measurePayload, renderPayload},
+	{"sessions", "Several sessions", measureSessions, renderSessions},
+	{"replicas", "Several replicas", measureReplicas, renderReplicas},
+	{"outage", "A database outage", measureOutage, renderOutage},
+}
+
+func sectionNames() string {
+	names := make([]string, len(sections))
+	for i, s := range sections {
+		names[i] = s.name
+	}
+	return strings.Join(names, ", ")
+}
+
+// drainJob drains some work on a stage of its own.
+func (b *suite) drainJob(label string, x float64, system System, work func() Work) job {
+	return job{&Point{System: system.Name, Label: label, X: x}, func(t *testing.T, _ *Point) Figures {
+		return drain(t, newStage(t, b.server, "", work()), &system)
+	}}
+}
+
+func measureDrain(t *testing.T, b *suite) []*Point {
+	var jobs []job
+	for _, n := range b.drain {
+		for _, system := range systems(t) {
+			jobs = append(jobs, b.drainJob(fmt.Sprintf("%s, %s messages", system.Name, page.Number(float64(n))), float64(n), system,
+				func() Work { return drainWork(n, 1000) }))
+		}
+	}
+	return b.play(t, jobs)
+}
+
+// systems are the bridge and what it is compared with.
+func systems(t *testing.T) []System {
+	t.Helper()
+	return append([]System{bridge("bridge", bridgeOptions{})}, peers(t)...)
+}
+
+// curvePlaces are the percentiles of the plot of latencies, as the share of messages that take longer.
+var curvePlaces = []float64{0.5, 0.25, 0.1, 0.05, 0.025, 0.01, 0.005, 0.0025, 0.001}
+
+func measureLive(t *testing.T, b *suite) []*Point {
+	var jobs []job
+	for _, system := range systems(t) {
+		if system.Subscribe == nil || system.Progress != nil {
+			continue // a limit that has no latency
+		}
+		for _, rate := range b.rates {
+			jobs = append(jobs, job{
+				&Point{System: system.Name, Label: fmt.Sprintf("%s, %s messages/s", system.Name, page.Number(float64(rate))), X: float64(rate)},
+				func(t *testing.T, p *Point) Figures {
+					f, latencies := live(t, newStage(t, b.server, "", liveWork(rate, 1000)), &system, b.live)
+					p.Curve = nil
+					for _, rest := range curvePlaces {
+						p.Curve = append(p.Curve, [2]float64{1 / rest, page.Percentile(latencies, 1-rest)})
+					}
+					return f
+				},
+			})
+		}
+		jobs = append(jobs, job{
+			&Point{System: system.Name, Label: system.Name + ", idle"},
+			func(t *testing.T, _ *Point) Figures {
+				return idle(t, newStage(t, b.server, "", liveWork(1000, 1000)), &system, b.idle)
+			},
+		})
+	}
+	return b.play(t, jobs)
+}
+
+func measureHistory(t *testing.T, b *suite) []*Point {
+	url := b.server.Fresh(t)
+	today := time.Now().UTC().Truncate(24 * time.Hour)
+	var jobs []job
+	for _, rows := range b.history {
+		table := "history_" + strings.ToLower(page.Short(float64(rows)))
+		system := bridge("bridge", bridgeOptions{table: table})
+		work := func() Work { return drainWork(b.messages, 1000) }
+		stage := func(t *testing.T) *Stage {
+			s := newStage(t, b.server, url, work())
+			s.since = today
+			return s
+		}
+		t.Run("fill "+table, func(t *testing.T) {
+			s := stage(t)
+			system.Subscribe(t, s) // makes the table
+			b.fill(t, s, table, rows, today)
+		})
+		jobs = append(jobs, job{
+			&Point{System: system.Name, Label: page.Number(float64(rows)), X: float64(rows)},
+			func(t *testing.T, _ *Point) Figures {
+				s := stage(t)
+				if rows == 0 {
+					_, err := s.db.Exec(t.Context(), "truncate "+table)
+					must(t, err)
+				}
+				return drain(t, s, &system)
+			},
+		})
+	}
+	return b.play(t, jobs)
+}
+
+// fill writes a history of so many rows, a day's worth each day back from today on, in the shape in which a
+// bridge writes it, on two connections.
+func (b *suite) fill(t *testing.T, s *Stage, table string, rows int, today time.Time) {
+	t.Helper()
+	type task struct {
+		day  time.Time
+		rows int
+	}
+	tasks := make(chan task, rows/b.day+1)
+	for day, rest := today, rows; rest > 0; day, rest = day.AddDate(0, 0, -1), rest-b.day {
+		name := pgx.Identifier{table + day.Format("_p20060102")}.Sanitize()
+		_, err := s.db.Exec(t.Context(), fmt.Sprintf("create table if not exists %s partition of %s for values from ('%s') to ('%s')",
+			name, table, day.Format(time.RFC3339), day.AddDate(0, 0, 1).Format(time.RFC3339)))
+		must(t, err)
+		tasks <- task{day, min(rest, b.day)}
+	}
+	close(tasks)
+	const devices = 1000
+	span := func(day time.Time) time.Duration {
+		if day.Equal(today) {
+			return max(time.Since(today), time.Second) // no rows of the future
+		}
+		return 24 * time.Hour
+	}
+	results := make(chan error)
+	for range 2 {
+		go func() {
+			results <- func() error {
+				db, err := pgx.Connect(t.Context(), s.URL)
+				if err != nil {
+					return err
+				}
+				defer func() { _ = db.Close(context.WithoutCancel(t.Context())) }()
+				if _, err := db.Exec(t.Context(), "set synchronous_commit = off"); err != nil {
+					return err
+				}
+				for task := range tasks {
+					each := max(task.rows/devices, 1)
+					// Device by device, so that the index is written from one end to the other.
+					_, err := db.Exec(t.Context(), fmt.Sprintf(`insert into %s (device_id, "time", message_id, received_at, topic, id, temperature, humidity, battery, status)
+						select 'd' || lpad(device::text, 7, '0'), at, overlay(overlay(id placing '8' from 13) placing '8' from 17)::uuid, at,
+							's000/d' || lpad(device::text, 7, '0') || '/telemetry', id::uuid, 20 + n %% 100 / 10.0, 40 + n %% 300 / 10.0, 3 + n %% 10 / 10.0, 'ok'
+						from (select n, n / $1 as device, $2::timestamptz + (n %% $1 + n / $1 / 1000.0)::float8 * $3::interval as at from generate_series(0, $4 - 1) as n) as numbers,
+							lateral (select lpad(to_hex((extract(epoch from at) * 1000)::bigint), 12, '0') || substr(md5(n::text), 1, 20) as id) as ids`, table),
+						each, task.day, span(task.day)/time.Duration(each+1), task.rows)
+					if err != nil {
+						return fmt.Errorf("fill %s: %w", table, err)
+					}
+				}
+				return nil
+			}()
+		}()
+	}
+	for range 2 {
+		if err := <-results; err != nil {
+			t.Error(err)
+		}
+	}
+	s.checkpoint(t)
+}
+
+func measureDevices(t *testing.T, b *suite) []*Point {
+	var jobs []job
+	for _, devices := range b.devices {
+		jobs = append(jobs, b.drainJob(page.Number(float64(devices)), float64(devices), bridge("bridge", bridgeOptions{}),
+			func() Work { return drainWork(b.all, devices) }))
+	}
+	return b.play(t, jobs)
+}
+
+// Names of the two ways to have several routes.
+const (
+	oneTable   = "one table"
+	manyTables = "a table each"
+)
+
+func measureRoutes(t *testing.T, b *suite) []*Point {
+	var jobs []job
+	for _, routes := range b.routes {
+		for _, system := range []System{
+			bridge(oneTable, bridgeOptions{routes: routes}),
+			bridge(manyTables, bridgeOptions{routes: routes, tables: true}),
+		} {
+			if routes == 1 && system.Name == manyTables {
+				continue
+			}
+			jobs = append(jobs, b.drainJob(fmt.Sprintf("%d, %s", routes, system.Name), float64(routes), system, func() Work {
+				w := drainWork(b.messages, 1000)
+				w.Sites = routes
+				return w
+			}))
+		}
+	}
+	return b.play(t, jobs)
+}
+
+func measurePayload(t *testing.T, b *suite) []*Point {
+	const volume = 256 << 20 // bytes that the broker has to hold at most
+	var jobs []job
+	for _, size := range b.sizes {
+		jobs = append(jobs, b.drainJob(bytesOf(size), float64(size), bridge("bridge", bridgeOptions{}), func() Work {
+			w := drainWork(min(b.messages, volume/size), 1000)
+			w.Size = size
+			return w
+		}))
+	}
+	return b.play(t, jobs)
+}
+
+func bytesOf(n int) string {
+	if n >= 1<<10 {
+		return fmt.Sprintf("%d KiB", n>>10)
+	}
+	return fmt.Sprintf("%d B", n)
+}
+
+func measureSessions(t *testing.T, b *suite) []*Point {
+	var jobs []job
+	for _, sessions := range b.sessions {
+		system := bridge("bridge", bridgeOptions{sessions: sessions})
+		jobs = append(jobs, b.drainJob(strconv.Itoa(sessions), float64(sessions), system, func() Work { return drainWork(b.messages, 1000) }))
+	}
+	return b.play(t, jobs)
+}
+
+// sessionsOfReplicas can be divided by 1, 2 and 3.
+const sessionsOfReplicas = 6
+
+func measureReplicas(t *testing.T, b *suite) []*Point {
+	var jobs []job
+	for _, replicas := range b.replicas {
+		system := bridge("bridge", bridgeOptions{replicas: replicas, sessions: sessionsOfReplicas})
+		jobs = append(jobs, b.drainJob(strconv.Itoa(replicas), float64(replicas), system, func() Work { return drainWork(b.messages, 1000) }))
+	}
+	return b.play(t, jobs)
+}
+
+// outageRate is in messages a second.
+const outageRate = 1000
+
+// measureOutage stops the database server under load and starts it again. The curve is the memory of the
+// bridge in MiB over seconds.
+//
+//	before, peak, growth  bytes: at the end of the traffic before, at most, and what was added in the last
+//	                      four fifths of the outage
+//	away                  seconds
+//	recovery              seconds from the start of the server to the last row
+func measureOutage(t *testing.T, b *suite) []*Point {
+	p := &Point{System: "bridge", Label: "database away", X: b.outage.Seconds()}
+	t.Run(p.Label, func(t *testing.T) {
+		server := provider.StartDatabase(t, provider.DatabaseConfig{Settings: serverSettings})
+		s := newStage(t, server, server.Fresh(t), liveWork(outageRate, 1000))
+		system := bridge("bridge", bridgeOptions{})
+		system.Subscribe(t, s)
+		pid := system.Start(t, s)[0]
+		publisher := s.greet(t, &system)
+
+		w, begun := s.Work, time.Now()
+		w.First = begun
+		count := int((b.outage + 2*b.around) / w.Step)
+		published := make(chan error, 1)
+		go func() {
+			_, err := publisher.pace(t.Context(), &w, 1, count+1)
+			published <- err
+		}()
+		watch := func(duration time.Duration) (sizes []float64) {
+			every := min(time.Second, max(duration/10, 20*time.Millisecond))
+			for end := time.Now().Add(duration); time.Now().Before(end); time.Sleep(every) {
+				now, _ := memory(pid)
+				p.Curve = append(p.Curve, [2]float64{time.Since(begun).Seconds(), float64(now) / (1 << 20)})
+				sizes = append(sizes, float64(now))
+			}
+			return sizes
+		}
+		before := watch(b.around)
+		must(t, s.db.Close(t.Context()))
+		left := time.Now()
+		must(t, server.Stop(t.Context()))
+		during := watch(b.outage - time.Since(left))
+		back := time.Now()
+		must(t, server.Start(t.Context()))
+		s.observe(t)
+		watch(b.around)
+		must(t, <-published)
+		s.awaitRows(t, count+1, system.Tables...)
+		_, last, _ := s.commits(t, begun, system.Tables...)
+		watch(b.around / 2)
+		must(t, publisher.close())
+		_, peak := memory(pid)
+		p.add(Figures{
+			"before": page.Median(before), "peak": float64(peak), "growth": slices.Max(during) - during[len(during)/5],
+			"from": left.Sub(begun).Seconds(), "away": back.Sub(left).Seconds(), "recovery": last.Sub(back).Seconds(), "rows": float64(count + 1),
+		})
+	})
+	return []*Point{p}
+}
