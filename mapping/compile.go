@@ -20,13 +20,13 @@ func Compile(configs []RouteConfig) (*Routes, error) {
 		configs = []RouteConfig{{Name: "messages", Topic: "#"}}
 	}
 	var (
-		routes Routes
+		routes = Routes{document: &node{}}
 		errs   []error
 		names  = make(map[string]bool)
 	)
 	for i := range configs {
 		config := trimmed(configs[i])
-		c := &compiler{config: &config, route: &Route{Name: config.Name}}
+		c := &compiler{config: &config, route: &Route{Name: config.Name, document: routes.document}}
 		switch {
 		case !isName(c.config.Name) || len(c.config.Name) > maxTable:
 			errs = append(errs, &ConfigError{
@@ -52,7 +52,10 @@ func Compile(configs []RouteConfig) (*Routes, error) {
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)
 	}
+	shared := routes.document.number(0)
+	routes.slots = shared
 	for i, route := range routes.routes {
+		routes.slots = max(routes.slots, route.item.number(shared))
 		for j := range route.filters {
 			routes.trie.add(route.filters[j].levels, match{i, j})
 		}
@@ -125,7 +128,6 @@ func (c *compiler) compile() {
 	c.columns()
 	c.key()
 	r.opaque = r.format == formatJSON && r.payload == payloadKeep && !r.looksInside()
-	r.slots = r.item.number(r.document.number(0))
 	c.table()
 	c.partition()
 }

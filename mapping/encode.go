@@ -8,8 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"unicode/utf8"
-
-	"github.com/tidwall/gjson"
 )
 
 // null is the length of a field that is NULL.
@@ -70,17 +68,18 @@ func (t *columnType) appendArray(dst []byte, v value, clock *clock) ([]byte, pro
 	dst = append(dst, 0, 0, 0, 0)               // whether there are nulls: below
 	dst = binary.BigEndian.AppendUint32(dst, element.oid())
 	dst = append(dst, 0, 0, 0, 0, 0, 0, 0, 1) // size: below; the first index is 1
-	gjson.Parse(v.str).ForEach(func(_, item gjson.Result) bool {
-		e := rawValue(item.Raw)
+	for item := range elements(v.str, nil, nil) {
+		e := rawValue(item)
 		if e.missing() {
 			nulls = 1
 		}
 		if dst, p = element.appendField(dst, e, clock); p.why != "" {
 			p.why = "has the element " + e.show() + ", which " + p.why
 		}
-		size++
-		return p.why == ""
-	})
+		if size++; p.why != "" {
+			break
+		}
+	}
 	binary.BigEndian.PutUint32(dst[start+4:], nulls)
 	binary.BigEndian.PutUint32(dst[start+12:], size)
 	if size == 0 {

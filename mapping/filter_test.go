@@ -254,8 +254,8 @@ func FuzzParseFilter(f *testing.F) {
 }
 
 func BenchmarkMatch(b *testing.B) {
-	for _, n := range []int{1, 10, 200} {
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
+	for _, n := range []int{1, 10, 100, 1000} {
+		b.Run(fmt.Sprint("routes=", n), func(b *testing.B) {
 			var tree trie
 			for i := range n {
 				f, err := parseFilter(fmt.Sprintf("site/%d/{device_id}/telemetry", i))

@@ -1,15 +1,15 @@
 package mapping
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
+	"iter"
+	"math/bits"
 	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
-
-	"github.com/tidwall/gjson"
 )
 
 // This file is all that the package knows of JSON texts. Values stay as they were written
@@ -27,15 +27,21 @@ const (
 
 // checkJSON says what hinders text from being a JSON text (RFC 8259) of bearable depth.
 func checkJSON(text string) problem {
+	var r reader
+	return r.check(text, nil, nil)
+}
+
+// check reads a JSON text into the slots of the tree below n, and says what hinders it from being one.
+func (r *reader) check(text string, n *node, slots []string) problem {
 	switch {
+	case r.document(trimJSON(text), n, slots) && (!r.wide || utf8.ValidString(text)):
+		return problem{}
 	case !utf8.ValidString(text):
 		return problem{ReasonInvalidUTF8, "the payload is not UTF-8"}
 	case tooDeep(text):
 		return problem{ReasonInvalidPayload, fmt.Sprintf("the payload nests deeper than %d levels", maxDepth)}
-	case !gjson.Valid(text):
-		return problem{ReasonInvalidPayload, "the payload is not JSON: " + jsonError(text)}
 	}
-	return problem{}
+	return problem{ReasonInvalidPayload, "the payload is not JSON: " + jsonError(text)}
 }
 
 // jsonError asks the slower reader, which knows where the mistake is.
@@ -86,7 +92,14 @@ func stringEnd(text string, start int) int {
 }
 
 // trimJSON takes the white space of RFC 8259 from both ends.
-func trimJSON(text string) string { return strings.Trim(text, " \t\r\n") }
+func trimJSON(text string) string {
+	text = text[skipBlanks(text, 0):]
+	end := len(text)
+	for end > 0 && skipBlanks(text[:end], end-1) == end {
+		end--
+	}
+	return text[:end]
+}
 
 // rawValue classifies a raw JSON value; the empty one is absent.
 func rawValue(raw string) value {
@@ -157,13 +170,23 @@ func unescape(raw string) (text string, ok bool) {
 }
 
 // hex4 reads the four digits behind \u.
-func hex4(s string) rune {
-	n, _ := strconv.ParseUint(s[:4], 16, 16) // the text is valid: there are four
-	return rune(n)
+func hex4(s string) rune { // the text is valid: there are four
+	return rune(hexDigits[s[0]])<<12 | rune(hexDigits[s[1]])<<8 | rune(hexDigits[s[2]])<<4 | rune(hexDigits[s[3]])
 }
 
+// hexDigits are the values of hexadecimal digits, more than 15 of all other bytes.
+var hexDigits = func() (t [256]byte) {
+	for i := range t {
+		t[i] = 0xff
+	}
+	for i, c := range []byte("0123456789abcdef") {
+		t[c], t[bytes.ToUpper([]byte{c})[0]] = byte(i), byte(i)
+	}
+	return t
+}()
+
 // isEscape reports whether s is one escape sequence of a JSON string.
-func isEscape(s string) bool { return gjson.Valid(`"`+s+`"`) && len(s) > 1 && s[0] == '\\' }
+func isEscape(s string) bool { return len(s) > 1 && s[0] == '\\' && escapeLength(s) == len(s) }
 
 // maxGrown bounds by how many bytes PostgreSQL may write a jsonb longer than it came. It has no
 // exponents: 9 bytes of 1e131071 are stored in 12 and written in 131072, and a row with some thousands of
@@ -222,20 +245,21 @@ func hasExponent(text string) bool {
 	return false
 }
 
-// node is a place in a JSON document that some expression of a route names. The nodes form a tree
-// and are numbered in preorder: a document is read once, and each value found is put into the slot
-// of its node.
+// node is a place in a JSON document that some expression names. The nodes form a tree and are
+// numbered in preorder: a document is read once, and each value found is put into the slot of its node.
 type node struct {
 	slot, end int // slots of the node and, up to end, of all below it
 	members   []branch
 	elements  []branch
-	backward  bool // some index counts from the end
+	names     []int // finds members: by hash of the name, the first of a chain, as its index + 1
+	backward  bool  // some index counts from the end
 }
 
 type branch struct {
 	name  string
 	index int
 	node  *node
+	next  int // in the chain of names with the same hash
 }
 
 // at gives the node that a path leads to, making it where needed.
@@ -257,17 +281,25 @@ func (n *node) child(s step) *node {
 		}
 	}
 	child := &node{}
-	*list = append(*list, branch{s.name, s.index, child})
+	*list = append(*list, branch{name: s.name, index: s.index, node: child})
 	n.backward = n.backward || s.index < 0
 	return child
 }
 
-// number gives the nodes their slots, from first on, and returns the next free one.
+// number gives the nodes their slots, from first on, and returns the next free one. Then the tree can
+// be read with.
 func (n *node) number(first int) int {
 	n.slot = first
 	first++
-	for _, b := range n.members {
+	n.names = nil
+	if len(n.members) > 0 {
+		n.names = make([]int, 1<<bits.Len(uint(2*len(n.members))))
+	}
+	for i := range n.members {
+		b := &n.members[i]
 		first = b.node.number(first)
+		chain := &n.names[nameHash(b.name)&uint(len(n.names)-1)]
+		b.next, *chain = *chain, i+1
 	}
 	for _, b := range n.elements {
 		first = b.node.number(first)
@@ -276,51 +308,63 @@ func (n *node) number(first int) int {
 	return first
 }
 
-// read puts the values of a raw JSON value into the slots of n and of the nodes below it. Of
-// members with the same name the last counts, as in jsonb.
-func (n *node) read(raw string, slots []string) {
-	clear(slots[n.slot:n.end])
-	slots[n.slot] = raw
-	switch {
-	case len(n.members) > 0 && raw[0] == '{':
-		gjson.Parse(raw).ForEach(func(key, v gjson.Result) bool {
-			if child := n.member(key.Raw, key.Str); child != nil {
-				child.read(v.Raw, slots)
-			}
-			return true
-		})
-	case len(n.elements) > 0 && raw[0] == '[':
-		size := 0
-		if n.backward {
-			gjson.Parse(raw).ForEach(func(_, _ gjson.Result) bool { size++; return true })
-		}
-		i := 0
-		gjson.Parse(raw).ForEach(func(_, v gjson.Result) bool {
-			for _, b := range n.elements {
-				if b.index == i || b.index < 0 && b.index+size == i {
-					b.node.read(v.Raw, slots)
-				}
-			}
-			i++
-			return true
-		})
+// nameHash tells the names of members apart, as they are in practice, at little cost.
+func nameHash(name string) uint {
+	n := uint(len(name))
+	if n == 0 {
+		return 0
 	}
+	return n + uint(name[0])*3 + uint(name[n/2])*5 + uint(name[n-1])*17
 }
 
-// member is the node of a member, given its name raw and decoded; nil if no expression names it.
-func (n *node) member(raw, name string) *node {
-	if strings.IndexByte(raw, '\\') >= 0 {
+// member is the node of a member, given its name raw; nil if no expression names it.
+func (n *node) member(raw string, escaped bool) *node {
+	name := raw[1 : len(raw)-1]
+	if escaped {
 		var ok bool
 		if name, ok = unescape(raw); !ok {
 			return nil
 		}
 	}
-	for i := range n.members {
-		if n.members[i].name == name {
-			return n.members[i].node
+	if len(n.names) == 0 {
+		return nil
+	}
+	for i := n.names[nameHash(name)&uint(len(n.names)-1)]; i != 0; i = n.members[i-1].next {
+		if n.members[i-1].name == name {
+			return n.members[i-1].node
 		}
 	}
 	return nil
+}
+
+// element is the node of an element of an array; nil if no expression names it.
+func (n *node) element(index int) *node {
+	if n == nil {
+		return nil
+	}
+	for i := range n.elements {
+		if n.elements[i].index == index {
+			return n.elements[i].node
+		}
+	}
+	return nil
+}
+
+// elements gives the elements of a raw array, each after what the tree below item asks for has been put
+// into its slots; item may be nil.
+func elements(raw string, item *node, slots []string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		r := reader{text: raw, slots: slots}
+		for i := skipBlanks(raw, 1); raw[i] != ']'; {
+			end := r.value(i, item, 0)
+			if !yield(raw[i:end]) {
+				return
+			}
+			if i = skipBlanks(raw, end); raw[i] == ',' {
+				i = skipBlanks(raw, i+1)
+			}
+		}
+	}
 }
 
 // rest appends raw without the members that used says were taken, and reports whether anything
@@ -335,23 +379,29 @@ func (n *node) rest(dst []byte, raw string, used []bool) ([]byte, bool) {
 	start := len(dst)
 	lost := false
 	dst = append(dst, '{')
-	gjson.Parse(raw).ForEach(func(key, v gjson.Result) bool {
+	r := reader{text: raw}
+	for i := skipBlanks(raw, 1); raw[i] != '}'; {
 		at := len(dst)
 		if at > start+1 {
 			dst = append(dst, ',')
 		}
-		dst = append(append(dst, key.Raw...), ':')
-		child := n.member(key.Raw, key.Str)
+		end, escaped := r.str(i)
+		child := n.member(raw[i:end], escaped)
+		dst = append(append(dst, raw[i:end]...), ':')
+		i = skipBlanks(raw, skipBlanks(raw, end)+1)
+		end = r.value(i, nil, 0)
 		if child == nil {
-			dst = append(dst, v.Raw...)
-			return true
+			dst = append(dst, raw[i:end]...)
+		} else {
+			var left bool
+			if dst, left = child.rest(dst, raw[i:end], used); !left {
+				dst, lost = dst[:at], true
+			}
 		}
-		var left bool
-		if dst, left = child.rest(dst, v.Raw, used); !left {
-			dst, lost = dst[:at], true
+		if i = skipBlanks(raw, end); raw[i] == ',' {
+			i = skipBlanks(raw, i+1)
 		}
-		return true
-	})
+	}
 	if lost && len(dst) == start+1 {
 		return dst[:start], false
 	}

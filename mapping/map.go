@@ -6,8 +6,6 @@ import (
 	"strings"
 	"sync"
 	"unsafe"
-
-	"github.com/tidwall/gjson"
 )
 
 // maxDevice is the greatest length of a device id in bytes: what fits an index entry with room to
@@ -26,18 +24,19 @@ type scratch struct {
 	levels  []string // of the topic
 	found   []match
 	buffer  []byte
-	checked bool    // payload was looked at as JSON
+	slots   []string // what the nodes found in the document and, behind, in an element
+	reader  reader
+	checked bool    // payload was read as JSON
 	json    problem // what is wrong with it
 
 	// What follows belongs to the route at work.
 	message  *Message
 	route    *Route
 	filter   *filter
-	payload  string   // absent if empty
-	slots    []string // what the document's nodes found
-	used     []bool   // which slots some expression looked at
-	document bool     // slots are filled
-	element  bool     // the element's are
+	payload  string // absent if empty
+	used     []bool // which slots some expression looked at
+	document bool   // the document's slots are filled
+	element  bool   // the element's are
 }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
@@ -57,6 +56,10 @@ func (r *Routes) MapCopy(m *Message, subscriptionIDs []uint32, out []Outcome) []
 	s.found = r.trie.find(s.levels, s.found[:0])
 	s.message = m
 	s.checked = false
+	if cap(s.slots) < r.slots {
+		s.slots, s.used = make([]string, r.slots), make([]bool, r.slots)
+	}
+	s.slots, s.used = s.slots[:r.slots], s.used[:r.slots]
 	if !m.Retain && r.copies.repeats(s.levels, subscriptionIDs) {
 		for _, found := range s.found {
 			out = append(out, Outcome{Route: r.routes[found.route], Skip: SkipOverlap})
@@ -105,11 +108,7 @@ func (s *scratch) begin(route *Route, filter int) {
 	s.document, s.element = false, false
 	// The payload is read as a string and not changed while it is: rows hold copies.
 	s.payload = unsafe.String(unsafe.SliceData(s.message.Payload), len(s.message.Payload))
-	if n := route.slots; cap(s.slots) < n {
-		s.slots, s.used = make([]string, n), make([]bool, n)
-	} else {
-		s.slots, s.used = s.slots[:n], s.used[:n]
-		clear(s.slots)
+	if route.payload == payloadRest { // nobody else asks
 		clear(s.used)
 	}
 }
@@ -117,7 +116,8 @@ func (s *scratch) begin(route *Route, filter int) {
 // end lets go of the message, so that a resting scratch keeps no payload alive.
 func (s *scratch) end() {
 	clear(s.levels)
-	clear(s.slots[:cap(s.slots)])
+	clear(s.slots)
+	s.reader = reader{}
 	s.message, s.route, s.filter, s.payload = nil, nil, nil, ""
 	if cap(s.buffer) > 1<<16 || cap(s.levels) > 1<<10 {
 		s.buffer, s.levels = nil, nil
@@ -185,7 +185,7 @@ func (s *scratch) open() problem {
 	case formatJSON:
 		if !s.checked {
 			s.checked = true
-			s.json = checkJSON(s.payload)
+			s.json = s.reader.check(s.payload, s.route.document, s.slots)
 		}
 		switch {
 		case s.json.why != "" && s.route.opaque:
@@ -194,7 +194,6 @@ func (s *scratch) open() problem {
 			return s.json
 		}
 		s.payload = trimJSON(s.payload)
-		s.route.document.read(s.payload, s.slots)
 		s.document = true
 	}
 	return problem{}
@@ -222,28 +221,26 @@ func (s *scratch) eachRow(hash [sha256.Size]byte) ([]Row, problem) {
 		bad    problem
 	)
 	first, last := s.route.item.slot, s.route.item.end
-	gjson.Parse(raw).ForEach(func(_, item gjson.Result) bool {
+	for range elements(raw, &s.route.item, s.slots) {
 		if len(rows) == maxElements {
 			bad = problem{ReasonInvalidEach, fmt.Sprintf("EACH = %s selects more than %d elements", cut(s.route.eachText, 80), maxElements)}
-			return false
+			break
 		}
 		clear(s.used[first:last])
-		s.route.item.read(item.Raw, s.slots)
 		s.element = true
 		var row Row
 		row, fields, bad = s.row(hash, len(rows), fields)
 		if bad.why != "" {
 			bad.why = fmt.Sprintf("element %d: %s", len(rows), bad.why)
-			return false
+			break
 		}
 		rows = append(rows, row)
 		ends = append(ends, len(fields))
 		if len(fields) > max(maxEachFields, 2*len(raw)) {
 			bad = problem{ReasonInvalidEach, fmt.Sprintf("EACH = %s gives rows of more than %d bytes together", cut(s.route.eachText, 80), maxEachFields)}
-			return false
+			break
 		}
-		return true
-	})
+	}
 	if bad.why != "" {
 		return nil, bad
 	}
@@ -390,7 +387,7 @@ func (s *scratch) appendPayload(fields []byte) []byte {
 	if !left {
 		return appendText(appendNull(fields), "")
 	}
-	root := &r.document
+	root := r.document
 	if r.Each {
 		root = &r.item
 		raw = s.slots[root.slot]

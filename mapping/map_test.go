@@ -362,22 +362,6 @@ func FuzzMap(f *testing.F) {
 	})
 }
 
-func BenchmarkMapJSON(b *testing.B) {
-	r := mustCompile(b, RouteConfig{
-		Name: "telemetry", Topic: "devices/{device_id}/telemetry", Time: "$.ts", Payload: "drop",
-		Columns: "temperature:float8=$.temperature, humidity:float8=$.humidity, battery:int4=$.battery, status:text=$.status",
-	})
-	m := message("devices/d1/telemetry", `{"id":"01234567-89ab-cdef-0123-456789abcdef","ts":"2026-01-02T03:04:05.678Z","temperature":21.53,"humidity":40.1,"battery":87,"status":"ok"}`)
-	b.ReportAllocs()
-	var out []Outcome
-	for b.Loop() {
-		out = r.Map(m, out[:0])
-	}
-	if len(out) != 1 || out[0].Rows == nil {
-		b.Fatal(render(b, out))
-	}
-}
-
 func TestRefuseCopy(t *testing.T) {
 	t.Parallel()
 	routes, err := Compile([]RouteConfig{{Name: "all", Topic: "#"}, {Name: "a", Topic: "a/+"}})

@@ -66,11 +66,10 @@ type Route struct {
 	storeRetained bool
 	opaque        bool // FORMAT=json, but only kept, never looked into: what is no JSON is kept as bytes
 
-	document node  // what expressions name below $
-	item     node  // and below @
+	document *node // what expressions of all routes name below $
+	item     node  // and those of this one below @
 	each     *node // the array of EACH, below document
 	eachText string
-	slots    int // of both trees
 }
 
 type format string
@@ -100,6 +99,8 @@ const (
 // Routes is the set of all routes. It is immutable and safe for concurrent use.
 type Routes struct {
 	routes   []*Route
+	document *node // of all routes, so that a message is read once for all that want it
+	slots    int   // of the document and the largest item
 	trie     trie
 	filters  []string
 	copies   copies // empty unless filters overlap
