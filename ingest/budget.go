@@ -7,8 +7,8 @@ import (
 )
 
 // Budget bounds the bytes of all messages that were received and are not yet committed, over all
-// sessions of the process. Receive Maximum alone bounds nothing: it counts messages, not bytes, it
-// leaves out QoS 0, and Mosquitto up to 2.0.12 exceeds it manifold.
+// sessions of the process. Receive Maximum and [Config.MaxInFlight] alone do not: they count messages,
+// not bytes, and leave out QoS 0.
 //
 // Who acquires waits in line, so that a large message is not overtaken for ever by small ones. A
 // Budget is safe for concurrent use.

@@ -51,9 +51,15 @@ type Config struct {
 
 	// ReceiveMaximum is how many QoS 1 and 2 messages may be unacknowledged. It decides the greatest
 	// rate: no more than ReceiveMaximum per commit, linger and acknowledgement together. It is always
-	// sent: without it Mosquitto takes 20. It is not enforced, because Mosquitto up to 2.0.12 exceeds
-	// it in good faith; Budget bounds the memory.
+	// sent: without it Mosquitto takes 20. Exceeding it is not answered with a DISCONNECT
+	// [MQTT-3.3.4-9], because Mosquitto up to 2.0.12 does so in good faith; see MaxInFlight.
 	ReceiveMaximum uint16
+
+	// MaxInFlight is how many QoS 1 and 2 messages of one connection may be delivered and not yet
+	// acknowledged before nothing more is read. It holds back a broker that exceeds Receive Maximum: what
+	// lies in the broker's queue costs nothing here. Less than ReceiveMaximum counts as ReceiveMaximum, so
+	// that a broker that keeps to it is never held back; 0: only Budget is a bound.
+	MaxInFlight int
 
 	// MaxMessageBytes is the greatest PUBLISH that is held whole, its topic and properties included; 0:
 	// what the protocol allows, 256 MB. Of a larger one the beginning is delivered, see Delivery.Cut, and
@@ -160,6 +166,14 @@ type Ack struct {
 // Delivery, its topic and its place in the writer's batch take, so that a flood of empty messages is
 // bounded as well.
 const overheadBytes = 512
+
+// maxInFlight is MaxInFlight as it counts.
+func (cfg *Config) maxInFlight() int64 {
+	if cfg.MaxInFlight <= 0 {
+		return math.MaxInt64
+	}
+	return int64(max(cfg.MaxInFlight, int(cfg.ReceiveMaximum)))
+}
 
 // Subscriptions are the topic filters as the broker sees them.
 func (cfg *Config) Subscriptions() []string {

@@ -87,6 +87,8 @@ type conn struct {
 	attempt     uint64        // number among all connections that were begun
 	broker      string        // host and port, unless all brokers have common sessions
 	keepAlive   keepAlive
+	inFlight    *Budget       // one for each QoS 1 and 2 message delivered and not acknowledged
+	starved     atomic.Bool   // the reader waits for the byte budget
 	leaving     atomic.Bool   // DISCONNECT is about to be sent: what still comes is not for us
 	readEnded   chan struct{} // closed when Read has returned an error
 	endRead     sync.Once
@@ -108,7 +110,7 @@ type conn struct {
 }
 
 func newConn(s *Session, raw net.Conn) *conn {
-	c := &conn{session: s, raw: raw, readEnded: make(chan struct{})}
+	c := &conn{session: s, raw: raw, readEnded: make(chan struct{}), inFlight: NewBudget(s.cfg.maxInFlight())}
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	c.reader = bufio.NewReaderSize(watchedReader{c}, readBufferSize)
 	return c
@@ -292,7 +294,8 @@ func (c *conn) publish(flags byte, length int) error {
 	}
 	// The length is the broker's word, up to 256 MB: the bytes are acquired before they are allocated.
 	size := length + overheadBytes
-	admitted, err := c.admit(flags>>1&0x03, int64(size))
+	qos := flags >> 1 & 0x03
+	admitted, err := c.admit(qos, int64(size))
 	if err != nil {
 		return err
 	}
@@ -302,7 +305,7 @@ func (c *conn) publish(flags byte, length int) error {
 	delivered := false
 	defer func() {
 		if !delivered {
-			c.session.cfg.Budget.Release(int64(size))
+			c.dismiss(qos, int64(size))
 		}
 	}()
 	frame := make([]byte, length)
@@ -371,7 +374,7 @@ func (c *conn) publishCut(flags byte, length int) error {
 	delivered, held := false, int64(cutBytes)
 	defer func() {
 		if !delivered {
-			c.session.cfg.Budget.Release(held)
+			c.dismiss(qos, held)
 		}
 	}()
 	rest := length
@@ -452,7 +455,8 @@ func (c *conn) publishCut(flags byte, length int) error {
 	return nil
 }
 
-// admit takes size bytes of the budget for a message and says whether it did.
+// admit takes size bytes of the budget for a message, and a place among those in flight if it has QoS 1
+// or 2, and says whether it did.
 //
 // A QoS 0 message never waits: it is outside of Receive Maximum, so a flood of them would hold up
 // PINGRESP and every QoS 1 message behind it. When the budget is exhausted it is dropped and counted.
@@ -460,22 +464,50 @@ func (c *conn) publishCut(flags byte, length int) error {
 // A QoS 1 or 2 message waits as long as the connection lives. Meanwhile nothing is read, the
 // broker's sending comes to a halt by TCP's own means, and only our PINGREQs go on.
 func (c *conn) admit(qos byte, size int64) (bool, error) {
-	s := c.session
-	if s.cfg.Budget.TryAcquire(size) {
+	budget := c.session.cfg.Budget
+	if qos == 0 {
+		admitted := budget.TryAcquire(size)
+		if !admitted {
+			c.session.cfg.Metrics.dropped.WithLabelValues(dropBudget).Inc()
+		}
+		return admitted, nil
+	}
+	if !c.inFlight.TryAcquire(1) {
+		if admitted, err := c.await(c.inFlight, 1); !admitted {
+			return false, err
+		}
+	}
+	if budget.TryAcquire(size) {
 		return true, nil
 	}
-	if qos == 0 {
-		s.cfg.Metrics.dropped.WithLabelValues(dropBudget).Inc()
-		return false, nil
+	c.starved.Store(true)
+	admitted, err := c.await(budget, size)
+	c.starved.Store(false)
+	if !admitted {
+		c.inFlight.Release(1)
 	}
+	return admitted, err
+}
+
+// dismiss gives back what admit took for a message that is not delivered after all.
+func (c *conn) dismiss(qos byte, size int64) {
+	c.session.cfg.Budget.Release(size)
+	if qos > 0 {
+		c.inFlight.Release(1)
+	}
+}
+
+// await waits for n of a budget and says whether it got them: false without an error means that nothing
+// more is taken.
+func (c *conn) await(budget *Budget, n int64) (bool, error) {
 	if err := c.writeCompleted(); err != nil {
 		return false, err
 	}
 	ctx, cancel := context.WithCancel(c.ctx)
 	defer cancel()
-	defer context.AfterFunc(s.stopping, cancel)()
+	defer context.AfterFunc(c.session.stopping, cancel)()
 	c.keepAlive.pause(true)
-	err := s.cfg.Budget.Acquire(ctx, size)
+	err := budget.Acquire(ctx, n)
 	c.keepAlive.pause(false)
 	switch {
 	case err == nil:
@@ -552,12 +584,13 @@ func (c *conn) acknowledge(acks []Ack) error {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
 	generation := c.generation.Load()
-	number := uint64(0)
+	number, settled := uint64(0), int64(0)
 	for _, a := range acks {
-		if a.Connection != generation {
+		if a.Connection != generation || a.QoS == 0 {
 			continue
 		}
 		number = max(number, a.Number)
+		settled++
 		switch a.QoS {
 		case 1:
 			c.out = append(c.out, packets.PUBACK<<4, 2, byte(a.PacketID>>8), byte(a.PacketID))
@@ -565,6 +598,8 @@ func (c *conn) acknowledge(acks []Ack) error {
 			c.out = append(c.out, packets.PUBREC<<4, 2, byte(a.PacketID>>8), byte(a.PacketID))
 		}
 	}
+	// Before they are written: the broker may send as many more once it has them (section 4.9).
+	c.inFlight.Release(settled)
 	if number > 0 && c.session.cfg.Confirmed != nil && !c.ended() {
 		c.confirm(number)
 	}

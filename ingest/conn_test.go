@@ -190,8 +190,8 @@ func TestConnRefuses(t *testing.T) {
 			if context.Cause(c.ctx) == nil {
 				t.Error("the connection's context goes on")
 			}
-			if used := r.session.cfg.Budget.Used(); used != 0 || len(r.all()) != 0 {
-				t.Errorf("%d bytes held, %d delivered", used, len(r.all()))
+			if used, inFlight := r.session.cfg.Budget.Used(), c.inFlight.Used(); used != 0 || inFlight != 0 || len(r.all()) != 0 {
+				t.Errorf("%d bytes held, %d in flight, %d delivered", used, inFlight, len(r.all()))
 			}
 		})
 	}
@@ -256,12 +256,15 @@ func TestAcknowledgementsLeaveInOneWrite(t *testing.T) {
 	defer c.cancel(nil)
 	var acks []Ack
 	var want strings.Builder
+	c.inFlight.Charge(2000)
+	left := int64(2000)
 	for i := range 2000 {
 		a := Ack{Connection: 1, PacketID: uint16(i + 1), QoS: byte(i % 3)}
 		if i%7 == 0 {
 			a.Connection = 0 // a connection that was
 		} else if a.QoS > 0 {
 			fmt.Fprintf(&want, "%02x02%04x", 0x30+0x10*int(a.QoS), i+1)
+			left--
 		}
 		acks = append(acks, a)
 	}
@@ -270,6 +273,9 @@ func TestAcknowledgementsLeaveInOneWrite(t *testing.T) {
 	}
 	if raw.told() != want.String() || raw.writes != 1 {
 		t.Errorf("%d writes, right bytes: %v", raw.writes, raw.told() == want.String())
+	}
+	if got := c.inFlight.Used(); got != left {
+		t.Errorf("%d messages in flight, want %d", got, left)
 	}
 	if err := r.session.Acknowledge([]Ack{{Connection: 2, PacketID: 1, QoS: 1}}); err != nil || raw.writes != 1 {
 		t.Errorf("a stale acknowledgement: err %v, %d writes", err, raw.writes)
@@ -318,6 +324,7 @@ func TestStalledWriteEndsTheConnection(t *testing.T) {
 		defer theirs.Close()
 		c := newConn(r.session, ours)
 		c.generation.Store(1)
+		c.inFlight.Charge(1)
 		r.session.conn = c
 		start := time.Now()
 		err := r.session.Acknowledge([]Ack{{Connection: 1, PacketID: 1, QoS: 1}})

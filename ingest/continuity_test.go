@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net"
 	"strings"
@@ -261,13 +262,130 @@ func TestOverrunOfReceiveMaximum(t *testing.T) {
 	}
 }
 
+// TestMaxInFlight: the same broker, but with a bound on what is in flight. It is held back at the bound,
+// not before; QoS 0 in front of that comes through; each acknowledgement lets one more in.
+func TestMaxInFlight(t *testing.T) {
+	const receiveMaximum, limit, total = 20, 50, 500
+	start := func(t *testing.T, qos byte) (*overrunner, *rig) {
+		peer := newOverrunner(t)
+		r := newRig(t, func(cfg *Config) {
+			cfg.ReceiveMaximum, cfg.MaxInFlight, cfg.KeepAlive = receiveMaximum, limit, time.Second
+		}, "mqtt://"+peer.addr)
+		peer.qos = qos
+		peer.flood(total, 10)
+		return peer, r
+	}
+	// held waits for the reader to wait, and returns what came with QoS 1 and 2.
+	held := func(t *testing.T, r *rig, want int) (got []*Delivery) {
+		t.Helper()
+		eventually(t, "the reader waits", func() bool {
+			r.session.mu.Lock()
+			c := r.session.conn
+			r.session.mu.Unlock()
+			if c == nil {
+				return false
+			}
+			c.inFlight.mu.Lock()
+			defer c.inFlight.mu.Unlock()
+			return len(c.inFlight.waiters) == 1
+		})
+		if got = r.withQoS(); len(got) != want {
+			t.Fatalf("%d messages with QoS 1 or 2, want %d", len(got), want)
+		}
+		return got
+	}
+	for qos := byte(1); qos <= 2; qos++ {
+		t.Run(fmt.Sprintf("QoS %d", qos), func(t *testing.T) {
+			peer, r := start(t, qos)
+			got := held(t, r, limit)
+			if n := len(r.all()) - len(got); n != limit/10 {
+				t.Errorf("%d messages with QoS 0 came through", n)
+			}
+			pings := peer.pings.Load()
+			eventually(t, "PINGREQs go on", func() bool { return peer.pings.Load() >= pings+3 })
+			if st := r.session.Status(); st.Reconnects != 0 || st.PingTimeouts != 0 || st.Paused || len(r.all()) != limit+limit/10 {
+				t.Errorf("%+v with %d deliveries", st, len(r.all()))
+			}
+			for done := 0; done < total; {
+				if got = r.withQoS()[done:]; len(got) == 0 {
+					time.Sleep(time.Millisecond)
+				}
+				if len(got) > limit {
+					t.Fatalf("%d messages in flight", len(got))
+				}
+				for i, d := range got {
+					if d.PacketID != uint16(done+i+1) {
+						t.Fatalf("packet identifier %d, want %d", d.PacketID, done+i+1)
+					}
+				}
+				r.settle(got...)
+				done += len(got)
+			}
+			if r.session.Status().Reconnects != 0 {
+				t.Error("reconnected")
+			}
+		})
+	}
+	t.Run("nothing more is taken", func(t *testing.T) {
+		_, r := start(t, 1)
+		got := held(t, r, limit)
+		r.session.StopTaking() // must let go of the reader, or Close finds no PINGRESP
+		r.settle(got...)
+		r.close()
+		if n := len(r.withQoS()); n != limit {
+			t.Errorf("%d messages with QoS 1, want %d", n, limit)
+		}
+		qos0 := int64(len(r.all()) - limit)
+		if n := r.session.cfg.Budget.Used(); n != qos0*(overheadBytes+7) {
+			t.Errorf("%d bytes of the budget are held, with %d messages of QoS 0", n, qos0)
+		}
+	})
+	t.Run("cut off", func(t *testing.T) {
+		_, r := start(t, 1)
+		held(t, r, limit)
+		r.cancel()
+		if err := <-r.ran; !errors.Is(err, context.Canceled) {
+			t.Errorf("run: %v", err)
+		}
+		if n := r.session.cfg.Budget.Used(); n != r.charged() {
+			t.Errorf("%d bytes of the budget are held, by deliveries of %d", n, r.charged())
+		}
+	})
+	t.Run("a new connection begins at nothing", func(t *testing.T) {
+		peer, r := start(t, 1)
+		held(t, r, limit)
+		peer.drop()
+		peer.flood(total, 10)
+		eventually(t, "as many again", func() bool { return len(r.withQoS()) == 2*limit })
+		held(t, r, 2*limit)
+	})
+}
+
+func TestMaxInFlightIsNoLessThanReceiveMaximum(t *testing.T) {
+	for _, tt := range []struct {
+		receiveMaximum uint16
+		maxInFlight    int
+		want           int64
+	}{
+		{2000, 3000, 3000}, {2000, 2000, 2000}, {2000, 1, 2000}, {65535, 3000, 65535}, {2000, 0, math.MaxInt64},
+	} {
+		cfg := Config{ReceiveMaximum: tt.receiveMaximum, MaxInFlight: tt.maxInFlight}
+		if got := cfg.maxInFlight(); got != tt.want {
+			t.Errorf("%d with Receive Maximum %d counts as %d, want %d", tt.maxInFlight, tt.receiveMaximum, got, tt.want)
+		}
+	}
+}
+
 // overrunner is a broker that accepts a session and sends whatever it likes.
 type overrunner struct {
 	t     *testing.T
 	addr  string
 	ready chan net.Conn
+	qos   byte // of the flood; 0 stands for 1
 	pings atomic.Int64
 	write sync.Mutex
+
+	flooded net.Conn
 }
 
 func newOverrunner(t *testing.T) *overrunner {
@@ -318,14 +436,19 @@ func (o *overrunner) serve(nc net.Conn) {
 	}
 }
 
-// flood sends n messages of QoS 1, and one of QoS 0 with every tenth.
+// drop ends the connection that is being flooded.
+func (o *overrunner) drop() { _ = o.flooded.Close() }
+
+// flood sends n messages, and one of QoS 0 with every tenth, on the next connection.
 func (o *overrunner) flood(n, size int) {
 	nc := <-o.ready
+	o.flooded = nc
 	payload := make([]byte, size)
 	go func() {
+		first := packets.PUBLISH<<4 | max(1, o.qos)<<1
 		for i := range n {
 			body := append([]byte{0, 3, 't', '/', 'x', byte((i + 1) >> 8), byte(i + 1), 0}, payload...)
-			packet := append(appendVarint([]byte{0x32}, len(body)), body...)
+			packet := append(appendVarint([]byte{first}, len(body)), body...)
 			if i%10 == 0 {
 				packet = append(packet, 0x30, 7, 0, 3, 't', '/', 'x', 0, '0')
 			}

@@ -25,7 +25,7 @@ type keepAlive struct {
 	lastResponse time.Time
 	lastRead     time.Time // bytes of any kind arrived
 	rtt          time.Duration
-	paused       bool // the reader waits for the byte budget and sees nothing
+	paused       bool // the reader waits until there is room for more messages, and sees nothing
 	resumed      time.Time
 	changed      chan struct{} // closed by the next PINGRESP; nil while nobody waits
 }
@@ -103,8 +103,8 @@ func (k *keepAlive) setInterval(interval time.Duration) {
 //
 // The broker counts as gone when a PINGREQ is unanswered and nothing at all has arrived for the
 // deadline. A PINGRESP queues behind PUBLISH packets, so one that is late while data flows says
-// nothing. Neither does one that is late while the reader waits for the byte budget: it cannot be
-// seen then, and the broker still sees our PINGREQs.
+// nothing. Neither does one that is late while the reader waits for room: it cannot be seen then, and
+// the broker still sees our PINGREQs.
 func (k *keepAlive) next(now time.Time) (wake time.Time, ping, gone bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -278,7 +278,7 @@ func (s *Session) Status() Status {
 		st.LastPingReq, st.LastPingResp, st.RTT = k.lastRequest, k.lastResponse, k.rtt
 		st.PingOutstanding = len(k.unanswered) > 0
 		st.LastReceived = k.lastRead
-		st.Paused = k.paused
+		st.Paused = c.starved.Load()
 	}
 	return st
 }

@@ -108,6 +108,19 @@ func (r *rig) all() []*Delivery {
 	return append([]*Delivery(nil), r.deliveries...)
 }
 
+// withQoS is what came with QoS 1 or 2.
+func (r *rig) withQoS() []*Delivery {
+	return slices.DeleteFunc(r.all(), func(d *Delivery) bool { return d.Message.QoS == 0 })
+}
+
+// charged is how many bytes of the budget belong to what came.
+func (r *rig) charged() (n int64) {
+	for _, d := range r.all() {
+		n += int64(d.Size)
+	}
+	return n
+}
+
 // settle acknowledges deliveries and releases their bytes.
 func (r *rig) settle(deliveries ...*Delivery) {
 	r.t.Helper()

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/mqttpg/bridge/store"
+	"go.uber.org/zap"
 )
 
 // contract is every variable with its default, as the outside relies on them.
@@ -264,6 +266,28 @@ func TestPoolIsLargeEnoughForEverySession(t *testing.T) {
 	}
 	if cfg.pool.MaxConns < 44 {
 		t.Errorf("%d connections for 40 writers", cfg.pool.MaxConns)
+	}
+}
+
+// A session reads three batches ahead, no less than a broker may send, no more than the ledger recognises.
+func TestMaxInFlight(t *testing.T) {
+	for _, tt := range []struct {
+		receiveMaximum, messages string
+		want                     int
+	}{
+		{"2000", "1000", 3000},
+		{"4000", "1000", 4000},
+		{"20", "10", 30},
+		{"2000", "20000", store.LedgerWindow},
+	} {
+		environment(t, "BRIDGE_MQTT_RECEIVE_MAXIMUM="+tt.receiveMaximum, "BRIDGE_BATCH_MAX_MESSAGES="+tt.messages)
+		cfg, err := loadConfig()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := cfg.ingest(zap.NewNop()).MaxInFlight; got != tt.want {
+			t.Errorf("Receive Maximum %s, batches of %s: %d, want %d", tt.receiveMaximum, tt.messages, got, tt.want)
+		}
 	}
 }
 

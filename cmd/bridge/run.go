@@ -140,6 +140,17 @@ func (cfg *config) store(log *zap.Logger) store.Config {
 	}
 }
 
+// batchesInFlight is how many batches of messages a session reads ahead: while one is committed the next
+// fills up, and the third is what arrives between the commit and the acknowledgements. Thirty cost three times
+// the memory, and saved a twentieth of the bridge's CPU time.
+const batchesInFlight = 3
+
+// maxInFlight is how many QoS 1 and 2 messages of a session are read and not yet acknowledged at most,
+// where a broker exceeds Receive Maximum. The ledger would not recognise more of them.
+func (cfg *config) maxInFlight() int {
+	return max(cfg.MQTT.ReceiveMaximum.value, min(batchesInFlight*cfg.Batch.MaxMessages.value, store.LedgerWindow))
+}
+
 // ingest is the configuration of package ingest that the environment gives.
 func (cfg *config) ingest(log *zap.Logger) ingest.Config {
 	m := &cfg.MQTT
@@ -151,7 +162,8 @@ func (cfg *config) ingest(log *zap.Logger) ingest.Config {
 		URLs: m.URLs.value, Username: cfg.username, Password: cfg.password,
 		CAFile: m.CAFile.value, CertFile: m.CertFile.value, KeyFile: m.KeyFile.value, ServerName: m.ServerName.value,
 		ShareName: shareName, Filters: cfg.routes.Filters(), QoS: byte(m.QoS.value),
-		KeepAlive: m.Keepalive.value, SessionExpiry: m.SessionExpiry.value, ReceiveMaximum: uint16(m.ReceiveMaximum.value),
+		KeepAlive: m.Keepalive.value, SessionExpiry: m.SessionExpiry.value,
+		ReceiveMaximum: uint16(m.ReceiveMaximum.value), MaxInFlight: cfg.maxInFlight(),
 		MaxMessageBytes: m.MaxMessageBytes.value, CommonSessions: m.CommonSessions.value == "on",
 		StatusTopic: m.StatusTopic.value, Behind: cfg.routes.Behind, Log: log,
 	}
