@@ -75,8 +75,8 @@ cover: ## hold the coverage of the last test runs against what is asked
 
 bench: ## measure everything, into docs/performance.md (BENCH_ONLY=drain,live BENCH_ROUNDS=3 BENCH_QUICK=1)
 	@# The quick form writes its page to a folder that it removes.
-	$(if $(BENCH_QUICK),,BENCH_DOCS=$(CURDIR)/docs) go test -count=1 -timeout 0 -v -run '^TestBench$$' ./integration/bench
 	$(if $(BENCH_QUICK)$(BENCH_ONLY),,$(MAKE) bench-ledger)
+	$(if $(BENCH_QUICK),,BENCH_DOCS=$(CURDIR)/docs) go test -count=1 -timeout 0 -v -run '^TestBench$$' ./integration/bench
 
 bench-ledger: ## what the delivery ledger costs, into docs/performance.md
 	BENCH_DOCS=$(CURDIR)/docs/performance.md go test ./store -run '^$$' -bench LedgerCost -benchtime 1x -timeout 30m

@@ -68,11 +68,12 @@ type suite struct {
 	dir     string // of the page
 	results Results
 	machine string
+	commit  string
 }
 
 // TestBench measures all sections, or those named by BENCH_ONLY.
 func TestBench(t *testing.T) {
-	b := &suite{scale: quick, dir: os.Getenv("BENCH_DOCS")}
+	b := &suite{scale: quick, dir: os.Getenv("BENCH_DOCS"), commit: commit()}
 	if b.dir != "" {
 		b.scale = full
 		b.rounds = setting(t, "BENCH_ROUNDS", b.rounds, strconv.Atoi)
@@ -106,8 +107,8 @@ func TestBench(t *testing.T) {
 		}
 		t.Run(section.name, func(t *testing.T) {
 			begun := time.Now()
-			r := &Result{Points: section.measure(t, b)}
-			r.describe(b.rounds, b.machine)
+			r := &Result{Machine: b.machine, Commit: b.commit, Date: begun.UTC().Format(time.DateOnly), Rounds: b.rounds}
+			r.Points = section.measure(t, b)
 			b.results[section.name] = r
 			must(t, b.results.save(b.dir)) // an interrupted run has not run in vain
 			t.Logf("%s: %v", section.name, time.Since(begun).Round(time.Second))

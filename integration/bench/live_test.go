@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/mqttpg/bridge/integration/bench/page"
 )
 
 // liveWork is traffic at a steady rate; the event times are set when it begins.
@@ -42,14 +44,16 @@ func live(t *testing.T, s *Stage, system *System, duration time.Duration) (Figur
 	w.First = time.Now().Add(10 * time.Millisecond)
 	_, err := p.pace(t.Context(), &w, 1, warm+1)
 	must(t, err)
+	commits := watchCommits(t, s)
 	before := s.usage(pids)
 	late, err := p.pace(t.Context(), &w, warm+1, count+1)
 	must(t, err)
 	s.awaitRows(t, count+1, system.Tables...)
 	used := s.usage(pids).minus(before)
+	commits.end(t)
 
 	n := float64(count - warm)
-	latencies := s.latencies(t, system, &w, warm+1)
+	latencies := s.latencies(t, system, &w, warm+1, commits)
 	if len(latencies) != count-warm {
 		t.Fatalf("%d latencies of %d messages", len(latencies), count-warm)
 	}
@@ -60,8 +64,8 @@ func live(t *testing.T, s *Stage, system *System, duration time.Duration) (Figur
 		peak += most
 	}
 	return Figures{
-		"p50": percentile(latencies, 0.5), "p90": percentile(latencies, 0.9), "p99": percentile(latencies, 0.99),
-		"p999": percentile(latencies, 0.999), "max": latencies[len(latencies)-1],
+		"p50": page.Percentile(latencies, 0.5), "p90": page.Percentile(latencies, 0.9), "p99": page.Percentile(latencies, 0.99),
+		"p999": page.Percentile(latencies, 0.999), "max": latencies[len(latencies)-1],
 		"system":   used.system.Seconds() / n * 1e6,
 		"broker":   used.broker.Seconds() / n * 1e6,
 		"database": used.database.Seconds() / n * 1e6,
@@ -99,17 +103,17 @@ func idle(t *testing.T, s *Stage, system *System, duration time.Duration) Figure
 }
 
 // latencies are the milliseconds between the times at which messages from a number on were due and their commits.
-func (s *Stage) latencies(t *testing.T, system *System, w *Work, from int) []float64 {
+func (s *Stage) latencies(t *testing.T, system *System, w *Work, from int, commits *visibility) []float64 {
 	t.Helper()
 	var all []float64
 	for _, table := range system.Tables {
-		rows, err := s.db.Query(t.Context(), "select id::text, pg_xact_commit_timestamp(xmin) from "+table)
+		rows, err := s.db.Query(t.Context(), "select id::text, xmin::text::int8 from "+table)
 		must(t, err)
 		var id string
-		var committed time.Time
-		_, err = pgx.ForEachRow(rows, []any{&id, &committed}, func() error {
+		var transaction int64
+		_, err = pgx.ForEachRow(rows, []any{&id, &transaction}, func() error {
 			if n := numberOf(id); n >= from {
-				all = append(all, committed.Sub(w.Time(n)).Seconds()*1e3)
+				all = append(all, commits.of(transaction).Sub(w.Time(n)).Seconds()*1e3)
 			}
 			return nil
 		})
@@ -129,14 +133,6 @@ func numberOf(id string) int {
 		n = n<<8 | int(b)
 	}
 	return n
-}
-
-// percentile is the least of sorted values that the share q of all does not exceed.
-func percentile(sorted []float64, q float64) float64 {
-	if len(sorted) == 0 {
-		return 0
-	}
-	return sorted[min(int(q*float64(len(sorted))), len(sorted)-1)]
 }
 
 func TestNumberOf(t *testing.T) {

@@ -27,11 +27,18 @@ func (r Results) render(old []page.Section) (fresh []page.Section, plots map[str
 		}
 		text, svg := s.render(result)
 		plots[s.name] = svg
-		parts = append(parts, page.Section{Name: s.name, Text: fmt.Sprintf("## %s\n\n%s\n![%s](performance/%s.svg)\n\nMeasured %s at commit %s, medians of %d rounds with the lowest and the highest.\n",
-			s.title, text, s.title, s.name, result.Date, result.Commit, result.Rounds)})
+		parts = append(parts, page.Section{Name: s.name, Text: fmt.Sprintf("## %s\n\n%s\n![%s](performance/%s.svg)\n\nMeasured %s at commit %s, %s.\n",
+			s.title, text, s.title, s.name, result.Date, result.Commit, rounds(result.Rounds))})
 	}
 	fresh = append(fresh, page.Section{Name: "method", Text: method(newest)}, page.Section{Name: "targets", Text: "## Targets\n\n" + targetTable(r, old)})
 	return append(fresh, parts...), plots
+}
+
+func rounds(n int) string {
+	if n == 1 {
+		return "in one round"
+	}
+	return fmt.Sprintf("medians of %d rounds with the lowest and the highest in parentheses", n)
 }
 
 func method(newest *Result) string {
@@ -47,8 +54,9 @@ checkpoint before every measurement, autovacuum off, everything else as it comes
 **Figures:** CPU seconds are those of the whole process since its start, the database with all its processes; they say more than rates,
 which other work on the machine moves. Systems and values that are compared take turns in every round. Every measurement ends with
 the count of the rows: one for each message, or it does not count. A rate is that of the rows between the first and the last commit. A latency is
-the time from the moment at which a message was due, not sent, to the commit of its row by the database's own record
-(`+"`track_commit_timestamp`"+`), on the one clock of the machine: a publisher that is held up hides nothing.
+the time from the moment at which a message was due, not sent, to the moment at which another connection to the database sees that its
+transaction has ended: a publisher that is held up hides nothing, nor does the wait for the disk. That connection asks every millisecond,
+and what its answers are late by counts as latency.
 `, newest.Machine)
 }
 
@@ -262,7 +270,7 @@ func renderOutage(r *Result) (text, svg string) {
 		}
 		chart.Lines = append(chart.Lines, line)
 	}
-	text = fmt.Sprintf("The database server is stopped while %s messages a second come, and started again. Every message has its row in the end.\n\n", page.Number(outageRate)) +
+	text = fmt.Sprintf("The database server is stopped while %s messages a second come, and started again. Every message has its row in the end.\n\n", page.Count(outageRate)) +
 		table(r, "", []column{{"seconds away", "away", 1}, {"messages", "rows", 1}, {"MiB before", "before", 1 << 20}, {"peak MiB", "peak", 1 << 20}, {"added in the last four fifths, MiB", "growth", 1 << 20}, {"seconds to catch up", "recovery", 1}})
 	return strings.Replace(text, "|  |", "| outage |", 1), page.SVG(chart)
 }

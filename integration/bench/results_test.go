@@ -15,7 +15,6 @@ import (
 	"runtime"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/mqttpg/bridge/integration/bench/page"
 )
@@ -123,15 +122,18 @@ func (r Results) save(dir string) error {
 
 var numberLists = regexp.MustCompile(`\[[-+0-9.eE,\s]*\]`)
 
-// describe fills in what the section was measured on.
-func (r *Result) describe(rounds int, versions string) {
-	r.Machine = versions
-	r.Date = time.Now().UTC().Format("2006-01-02")
-	r.Rounds = rounds
-	r.Commit = "unknown"
-	if out, err := exec.Command("git", "describe", "--always", "--dirty", "--exclude=*").Output(); err == nil {
-		r.Commit = strings.TrimSpace(string(out))
+// commit names the state of the sources; what this writes itself does not make it dirty.
+func commit() string {
+	hash, err := exec.Command("git", "rev-parse", "--short", "HEAD").Output()
+	if err != nil {
+		return "unknown" // a copy without its history, or one of another account
 	}
+	name := strings.TrimSpace(string(hash))
+	changes, err := exec.Command("git", "status", "--porcelain", "--untracked-files=no", "--", ":(top)", ":(top,exclude)docs").Output()
+	if err != nil || len(changes) > 0 {
+		name += " with changes"
+	}
+	return name
 }
 
 // machine describes what all this runs on.

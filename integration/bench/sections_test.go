@@ -57,7 +57,7 @@ func measureDrain(t *testing.T, b *suite) []*Point {
 	var jobs []job
 	for _, n := range b.drain {
 		for _, system := range systems(t) {
-			jobs = append(jobs, b.drainJob(fmt.Sprintf("%s, %s messages", system.Name, page.Number(float64(n))), float64(n), system,
+			jobs = append(jobs, b.drainJob(fmt.Sprintf("%s, %s messages", system.Name, page.Count(n)), float64(n), system,
 				func() Work { return drainWork(n, 1000) }))
 		}
 	}
@@ -81,7 +81,7 @@ func measureLive(t *testing.T, b *suite) []*Point {
 		}
 		for _, rate := range b.rates {
 			jobs = append(jobs, job{
-				&Point{System: system.Name, Label: fmt.Sprintf("%s, %s messages/s", system.Name, page.Number(float64(rate))), X: float64(rate)},
+				&Point{System: system.Name, Label: fmt.Sprintf("%s, %s messages/s", system.Name, page.Count(rate)), X: float64(rate)},
 				func(t *testing.T, p *Point) Figures {
 					f, latencies := live(t, newStage(t, b.server, "", liveWork(rate, 1000)), &system, b.live)
 					p.Curve = nil
@@ -121,7 +121,7 @@ func measureHistory(t *testing.T, b *suite) []*Point {
 			b.fill(t, s, table, rows, today)
 		})
 		jobs = append(jobs, job{
-			&Point{System: system.Name, Label: page.Number(float64(rows)), X: float64(rows)},
+			&Point{System: system.Name, Label: page.Count(rows), X: float64(rows)},
 			func(t *testing.T, _ *Point) Figures {
 				s := stage(t)
 				if rows == 0 {
@@ -199,7 +199,7 @@ func (b *suite) fill(t *testing.T, s *Stage, table string, rows int, today time.
 func measureDevices(t *testing.T, b *suite) []*Point {
 	var jobs []job
 	for _, devices := range b.devices {
-		jobs = append(jobs, b.drainJob(page.Number(float64(devices)), float64(devices), bridge("bridge", bridgeOptions{}),
+		jobs = append(jobs, b.drainJob(page.Count(devices), float64(devices), bridge("bridge", bridgeOptions{}),
 			func() Work { return drainWork(b.all, devices) }))
 	}
 	return b.play(t, jobs)
@@ -310,7 +310,7 @@ func measureOutage(t *testing.T, b *suite) []*Point {
 			return sizes
 		}
 		before := watch(b.around)
-		must(t, s.db.Close(t.Context()))
+		must(t, s.db.Close(t.Context())) // its server ends
 		left := time.Now()
 		must(t, server.Stop(t.Context()))
 		during := watch(b.outage - time.Since(left))

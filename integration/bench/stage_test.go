@@ -21,10 +21,10 @@ type Stage struct {
 	URL    string             // of the database
 	Work   Work
 
-	since    time.Time // rows before it are none of the measurement's
-	existing int       // rows of its tables since then that were there before
-	db       *pgx.Conn // the observer's
-	backend  int       // its process
+	since     time.Time // rows before it are none of the measurement's
+	existing  int       // rows of its tables since then that were there before
+	db        *pgx.Conn // the observer's
+	uncounted []int     // processes of the server that serve the observer
 }
 
 // serverSettings are those of the database server, beside fsync and synchronous_commit, which are on.
@@ -60,8 +60,10 @@ func (s *Stage) observe(t *testing.T) {
 	var err error
 	s.db, err = pgx.Connect(t.Context(), s.URL)
 	must(t, err)
+	var backend int
 	// Helpers of a parallel plan would be counted.
-	must(t, s.db.QueryRow(t.Context(), "select pg_backend_pid() from set_config('max_parallel_workers_per_gather', '0', false)").Scan(&s.backend))
+	must(t, s.db.QueryRow(t.Context(), "select pg_backend_pid() from set_config('max_parallel_workers_per_gather', '0', false)").Scan(&backend))
+	s.uncounted = append(s.uncounted, backend)
 }
 
 // usage is CPU time.
@@ -70,7 +72,7 @@ type usage struct{ system, broker, database time.Duration }
 // usage reads the clocks of the system's processes, the broker and the database server with all its
 // children but the observer.
 func (s *Stage) usage(pids []int) usage {
-	u := usage{broker: cpuTime(s.Broker.PID()), database: familyTime(s.Server.PID(), s.backend)}
+	u := usage{broker: cpuTime(s.Broker.PID()), database: familyTime(s.Server.PID(), s.uncounted...)}
 	for _, pid := range pids {
 		u.system += cpuTime(pid)
 	}
@@ -129,11 +131,11 @@ const patience = 90 * time.Second
 // nothing, and counts when that has come to rest.
 func (s *Stage) awaitRows(t *testing.T, want int, tables ...string) {
 	t.Helper()
-	const look, rest, little = 50 * time.Millisecond, 250 * time.Millisecond, 32 << 10
+	const pause, rest, little = 50 * time.Millisecond, 250 * time.Millisecond, 32 << 10
 	got, progress := -1, time.Now()
 	quiet, position := time.Now(), s.wal(t)
 	for {
-		time.Sleep(look)
+		time.Sleep(pause)
 		if now := s.wal(t); now-position > little {
 			quiet, position = time.Now(), now
 			continue

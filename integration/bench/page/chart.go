@@ -63,8 +63,8 @@ type Bar struct {
 // Size of one chart, and the margins around its axes.
 const (
 	usualWidth, height = 460, 320
-	left, right        = 66, 14
-	top, bottom        = 58, 46
+	left, right        = 66, 26
+	head, bottom       = 24, 46
 )
 
 // colours are of middle lightness, so that they can be told from a white and from a black ground.
@@ -109,7 +109,11 @@ func (c *Chart) width() int {
 }
 
 func (c *Chart) draw(out *strings.Builder) {
-	width := c.width()
+	width, names := c.width(), make([]string, len(c.Lines))
+	for i, line := range c.Lines {
+		names[i] = line.Name
+	}
+	top := head + legend(out, names, left, width-right) + 12
 	var xs, ys []float64
 	for _, line := range c.Lines {
 		for _, m := range line.Marks {
@@ -125,7 +129,7 @@ func (c *Chart) draw(out *strings.Builder) {
 	}
 	x, y := c.X.scale(xs), c.Y.scale(ys)
 	px := func(v float64) float64 { return left + x.place(v)*float64(width-left-right) }
-	py := func(v float64) float64 { return height - bottom - y.place(v)*(height-top-bottom) }
+	py := func(v float64) float64 { return height - bottom - y.place(v)*float64(height-top-bottom) }
 
 	fmt.Fprintf(out, "<text x=\"%d\" y=\"18\" font-size=\"14\" font-weight=\"600\">%s</text>\n", left, html.EscapeString(c.Title))
 	for _, b := range c.Bands {
@@ -144,9 +148,7 @@ func (c *Chart) draw(out *strings.Builder) {
 	fmt.Fprintf(out, "<text x=\"%d\" y=\"%d\" text-anchor=\"middle\">%s</text>\n", (left+width-right)/2, height-8, html.EscapeString(c.X.Label))
 	fmt.Fprintf(out, "<text transform=\"translate(14 %d) rotate(-90)\" text-anchor=\"middle\">%s</text>\n", (top+height-bottom)/2, html.EscapeString(c.Y.Label))
 
-	names := make([]string, len(c.Lines))
 	for i, line := range c.Lines {
-		names[i] = line.Name
 		colour := colours[i%len(colours)]
 		var path strings.Builder
 		for j, m := range line.Marks {
@@ -160,19 +162,26 @@ func (c *Chart) draw(out *strings.Builder) {
 		}
 		fmt.Fprintf(out, "<path fill=\"none\" stroke=\"%s\" stroke-width=\"2\" d=\"%s\"/>\n", colour, path.String())
 	}
-	legend(out, names, left, 40)
 }
 
-// legend writes names with their colours in one line.
-func legend(out *strings.Builder, names []string, x, y int) {
-	if len(names) == 1 && names[0] == "" {
-		return
+// legend writes names with their colours below the heading, in as many lines as it takes, and returns their
+// height.
+func legend(out *strings.Builder, names []string, from, to int) int {
+	if len(names) == 0 || len(names) == 1 && names[0] == "" {
+		return 0
 	}
+	const line = 18
+	x, y := from, head+line-2
 	for i, name := range names {
+		room := 32 + 7*len([]rune(name))
+		if x > from && x+room > to {
+			x, y = from, y+line
+		}
 		fmt.Fprintf(out, "<rect fill=\"%s\" x=\"%d\" y=\"%d\" width=\"12\" height=\"4\" rx=\"2\"/>\n", colours[i%len(colours)], x, y-6)
 		fmt.Fprintf(out, "<text x=\"%d\" y=\"%d\">%s</text>\n", x+17, y, html.EscapeString(name))
-		x += 32 + 7*len([]rune(name))
+		x += room
 	}
+	return y + 2 - head
 }
 
 // scale maps values to places from 0 to 1.
@@ -256,7 +265,7 @@ func (s *scale) place(v float64) float64 {
 
 // SVG draws the bars, the first one on top.
 func (b *Bars) SVG() string {
-	const w, row, label, end, head = 760, 26, 210, 60, 58
+	const w, row, label, end, top = 760, 26, 240, 60, 58
 	most := 0.0
 	for _, bar := range b.Bars {
 		sum := 0.0
@@ -267,18 +276,18 @@ func (b *Bars) SVG() string {
 	}
 	var s scale
 	s.linear(most)
-	h := head + row*len(b.Bars) + bottom
+	h := top + row*len(b.Bars) + bottom
 	px := func(v float64) float64 { return label + s.place(v)*(w-label-end) }
 	var out strings.Builder
 	frame(&out, w, h, b.Title)
 	fmt.Fprintf(&out, "<text x=\"%d\" y=\"18\" font-size=\"14\" font-weight=\"600\">%s</text>\n", label, html.EscapeString(b.Title))
-	legend(&out, b.Parts, label, 40)
+	legend(&out, b.Parts, label, w)
 	for _, t := range s.ticks {
-		fmt.Fprintf(&out, "<line class=\"grid\" x1=\"%.1f\" x2=\"%.1[1]f\" y1=\"%d\" y2=\"%d\"/>\n", px(t.At), head-4, h-bottom)
+		fmt.Fprintf(&out, "<line class=\"grid\" x1=\"%.1f\" x2=\"%.1[1]f\" y1=\"%d\" y2=\"%d\"/>\n", px(t.At), top-4, h-bottom)
 		fmt.Fprintf(&out, "<text x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%s</text>\n", px(t.At), h-bottom+17, t.Label)
 	}
 	for i, bar := range b.Bars {
-		y, sum := head+i*row, 0.0
+		y, sum := top+i*row, 0.0
 		fmt.Fprintf(&out, "<text x=\"%d\" y=\"%d\" text-anchor=\"end\">%s</text>\n", label-8, y+row/2+2, html.EscapeString(bar.Label))
 		for j, v := range bar.Values {
 			fmt.Fprintf(&out, "<rect fill=\"%s\" x=\"%.1f\" y=\"%d\" width=\"%.1f\" height=\"%d\"/>\n", colours[j%len(colours)], px(sum), y+2, px(sum+v)-px(sum), row-8)
@@ -286,7 +295,7 @@ func (b *Bars) SVG() string {
 		}
 		fmt.Fprintf(&out, "<text x=\"%.1f\" y=\"%d\">%s</text>\n", px(sum)+6, y+row/2+2, Number(sum))
 	}
-	fmt.Fprintf(&out, "<path class=\"axis\" fill=\"none\" d=\"M%d %d V%d H%d\"/>\n", label, head-4, h-bottom, w-end)
+	fmt.Fprintf(&out, "<path class=\"axis\" fill=\"none\" d=\"M%d %d V%d H%d\"/>\n", label, top-4, h-bottom, w-end)
 	fmt.Fprintf(&out, "<text x=\"%d\" y=\"%d\" text-anchor=\"middle\">%s</text>\n</svg>\n", (label+w-end)/2, h-8, html.EscapeString(b.Unit))
 	return out.String()
 }

@@ -108,7 +108,7 @@ func Number(v float64) string {
 	case magnitude == 0:
 		return "0"
 	case magnitude >= 999.5:
-		return grouped(int64(math.Round(v)))
+		return Count(int(math.Round(v)))
 	case magnitude >= 100:
 		return fmt.Sprintf("%.0f", v)
 	case magnitude >= 10:
@@ -120,9 +120,10 @@ func Number(v float64) string {
 	}
 }
 
-func grouped(n int64) string {
+// Count writes a whole number with thousands apart.
+func Count(n int) string {
 	if n < 0 {
-		return "-" + grouped(-n)
+		return "-" + Count(-n)
 	}
 	text := fmt.Sprint(n)
 	for i := len(text) - 3; i > 0; i -= 3 {
