@@ -278,7 +278,7 @@ func (c *compiler) time() {
 	}
 	r.clock = clock
 	r.columnClock = clock
-	r.columnClock.format = "auto"
+	r.columnClock.format, r.columnClock.form = "auto", formAuto
 	switch {
 	case config.Time != "":
 		r.time = c.single("TIME", config.Time)

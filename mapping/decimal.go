@@ -21,6 +21,37 @@ const (
 	maxExponent = 1<<30 - 1
 )
 
+// shortNumber reads a number of few digits without an exponent, as nearly all are: a whole number below
+// 2^53, to be divided by ten to the places. It is not ok for others, and for what is no number.
+func shortNumber(s string) (neg bool, whole uint64, places int, ok bool) {
+	if s != "" && s[0] == '-' {
+		neg, s = true, s[1:]
+	}
+	if len(s) > 16 { // 15 digits and a point
+		return neg, 0, 0, false
+	}
+	point := -1
+	for i := range len(s) {
+		switch c := s[i]; {
+		case isDigit(c):
+			whole = whole*10 + uint64(c-'0')
+		case c == '.' && point < 0:
+			point = i
+		default:
+			return neg, 0, 0, false
+		}
+	}
+	switch {
+	case point < 0:
+		return neg, whole, 0, s != "" && len(s) < 16
+	default:
+		return neg, whole, len(s) - 1 - point, len(s) > 1
+	}
+}
+
+// tens are powers of ten, each of them exact.
+var tens = [...]float64{1, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15}
+
 // parseDecimal reads a number: digits with a point among, before or behind them, a sign and an
 // exponent as one likes. Names such as NaN are no numbers.
 func parseDecimal(s string) (d decimal, ok bool) {

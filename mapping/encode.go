@@ -155,6 +155,15 @@ func (v value) number() (decimal, problem) {
 }
 
 func (v value) integer(least, most int64) (int64, problem) {
+	if neg, whole, places, ok := shortNumber(v.str); ok && places == 0 && v.kind == kindNumber {
+		n := int64(whole)
+		if neg {
+			n = -n
+		}
+		if least <= n && n <= most {
+			return n, problem{}
+		}
+	}
 	d, p := v.number()
 	if p.why != "" {
 		return 0, p
@@ -170,6 +179,11 @@ func (v value) integer(least, most int64) (int64, problem) {
 }
 
 func (v value) float(bits int) (float64, problem) {
+	if bits == 64 && v.kind == kindNumber {
+		if f, ok := shortFloat(v.str); ok {
+			return f, problem{}
+		}
+	}
 	d, p := v.number()
 	if p.why != "" {
 		return 0, p
@@ -179,6 +193,20 @@ func (v value) float(bits int) (float64, problem) {
 		return 0, invalid("is out of range") // too large, or so small that it would become 0
 	}
 	return f, problem{}
+}
+
+// shortFloat is the float64 nearest to a number of few digits: both the digits and the power of ten are
+// floats without error, so that the one division is all that rounds.
+func shortFloat(s string) (float64, bool) {
+	neg, whole, places, ok := shortNumber(s)
+	if !ok {
+		return 0, false
+	}
+	f := float64(whole) / tens[places]
+	if neg {
+		f = -f
+	}
+	return f, true
 }
 
 func (t *columnType) appendNumeric(dst []byte, v value) ([]byte, problem) {
@@ -240,24 +268,29 @@ func (v value) uuid() (id [16]byte, ok bool) {
 	if len(s) > 2 && s[0] == '{' && s[len(s)-1] == '}' {
 		s = s[1 : len(s)-1]
 	}
-	if v.kind != kindText || len(s) != 36 && len(s) != 32 {
+	places := &plainUUID
+	switch {
+	case v.kind != kindText:
+		return id, false
+	case len(s) == 36 && s[8] == '-' && s[13] == '-' && s[18] == '-' && s[23] == '-':
+		places = &hyphenedUUID
+	case len(s) != 32:
 		return id, false
 	}
-	hyphens := len(s) == 36
-	for i := range id {
-		if hyphens && (i == 4 || i == 6 || i == 8 || i == 10) {
-			if s[0] != '-' {
-				return id, false
-			}
-			s = s[1:]
-		}
-		if _, err := hex.Decode(id[i:i+1], []byte(s[:2])); err != nil {
-			return id, false
-		}
-		s = s[2:]
+	wrong := byte(0)
+	for i, at := range places {
+		high, low := hexDigits[s[at]], hexDigits[s[at+1]]
+		id[i] = high<<4 | low&15
+		wrong |= high | low
 	}
-	return id, s == ""
+	return id, wrong < 16
 }
+
+// Where the bytes of a UUID stand in its text.
+var (
+	plainUUID    = [16]byte{0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30}
+	hyphenedUUID = [16]byte{0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34}
+)
 
 func (v value) appendInet(dst []byte) ([]byte, problem) {
 	s := strings.TrimSpace(v.str)

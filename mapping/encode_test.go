@@ -3,9 +3,11 @@ package mapping
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 	"math/big"
 	"net/netip"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -284,7 +286,7 @@ func TestObjectIDsAreThoseOfPgx(t *testing.T) {
 
 // FuzzNumber compares the numbers with those that the standard library reads.
 func FuzzNumber(f *testing.F) {
-	for _, seed := range []string{"0", "-1.50", "1e-7", "12345678.00001", "+.5", "5.", "9e18", "1e-400"} {
+	for _, seed := range []string{"0", "-1.50", "1e-7", "12345678.00001", "+.5", "5.", "9e18", "1e-400", "123456789012345", "-0.00000000000001", "1234567.89012345", "-0", "999999999999999.", "9007199254740993"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -309,6 +311,17 @@ func FuzzNumber(f *testing.F) {
 		}
 		if n, p := (value{kind: kindText, str: s}).integer(-1<<63, 1<<63-1); (p.why == "") != (want.IsInt() && want.Num().IsInt64()) || p.why == "" && want.Num().Int64() != n {
 			t.Fatalf("%q became %d %s", s, n, p.why)
+		}
+		// A number of few digits takes a shorter way.
+		number := value{kind: kindNumber, str: s}
+		n, p := number.integer(-1<<63, 1<<63-1)
+		if m, q := (value{kind: kindText, str: s}).integer(-1<<63, 1<<63-1); n != m || p != q {
+			t.Fatalf("%q became %d %s, and as a text %d %s", s, n, p.why, m, q.why)
+		}
+		if f, ok := shortFloat(s); ok {
+			if g, err := strconv.ParseFloat(s, 64); err != nil || math.Float64bits(f) != math.Float64bits(g) {
+				t.Fatalf("%q became %v, want %v, %v", s, f, g, err)
+			}
 		}
 	})
 }

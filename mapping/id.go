@@ -52,7 +52,11 @@ func deliveryID(m *Message, route string, element int) [16]byte {
 // eventID is a UUIDv8: the event time, so that the ids of new rows lie together in an index, and a
 // hash behind it. micros counts from 2000.
 func eventID(micros int64, hash [sha256.Size]byte) [16]byte {
-	return stampedID(8, toTime(micros).UnixMilli(), hash)
+	millis := micros / 1000
+	if micros%1000 < 0 {
+		millis--
+	}
+	return stampedID(8, millis+postgresEpoch*1000, hash)
 }
 
 // stampedID puts 48 bits of milliseconds before 74 bits of hash.

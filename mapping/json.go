@@ -101,7 +101,8 @@ func trimJSON(text string) string {
 	return text[:end]
 }
 
-// rawValue classifies a raw JSON value; the empty one is absent.
+// rawValue classifies a raw value of a text that is JSON; the empty one is absent. A NUL it can have only
+// as an escape.
 func rawValue(raw string) value {
 	if raw == "" {
 		return value{}
@@ -110,12 +111,12 @@ func rawValue(raw string) value {
 	case 'n':
 		return value{kind: kindNull, raw: raw}
 	case 't', 'f':
-		return value{kind: kindBool, str: raw, raw: raw}
+		return value{kind: kindBool, clean: true, str: raw, raw: raw}
 	case '{', '[':
-		return value{kind: kindComposite, str: raw, raw: raw}
+		return value{kind: kindComposite, clean: true, str: raw, raw: raw}
 	case '"':
 		if strings.IndexByte(raw, '\\') < 0 {
-			return value{kind: kindText, str: raw[1 : len(raw)-1], raw: raw}
+			return value{kind: kindText, clean: true, str: raw[1 : len(raw)-1], raw: raw}
 		}
 		text, ok := unescape(raw)
 		if !ok {
@@ -123,7 +124,7 @@ func rawValue(raw string) value {
 		}
 		return value{kind: kindText, str: text, raw: raw}
 	}
-	return value{kind: kindNumber, str: raw, raw: raw}
+	return value{kind: kindNumber, clean: true, str: raw, raw: raw}
 }
 
 // unescape decodes a raw JSON string. It is not ok if a surrogate stands alone: no text has such a

@@ -3,6 +3,7 @@ package mapping
 import (
 	"crypto/sha256"
 	"fmt"
+	"math"
 	"strings"
 	"sync"
 	"unsafe"
@@ -23,6 +24,7 @@ const (
 type scratch struct {
 	levels  []string // of the topic
 	found   []match
+	topic   problem // what is wrong with it
 	buffer  []byte
 	slots   []string // what the nodes found in the document and, behind, in an element
 	reader  reader
@@ -65,6 +67,11 @@ func (r *Routes) MapCopy(m *Message, subscriptionIDs []uint32, out []Outcome) []
 			out = append(out, Outcome{Route: r.routes[found.route], Skip: SkipOverlap})
 		}
 		s.found = s.found[:0]
+	}
+	if len(s.found) > 0 {
+		if s.topic = checkText(m.Topic); s.topic.why != "" {
+			s.topic.why = "the topic " + s.topic.why
+		}
 	}
 	for _, found := range s.found {
 		s.begin(r.routes[found.route], found.filter)
@@ -148,9 +155,8 @@ func (s *scratch) outcome() Outcome {
 
 // rows maps the message to the rows of the route: all or none.
 func (s *scratch) rows() ([]Row, problem) {
-	if p := checkText(s.message.Topic); p.why != "" {
-		p.why = "the topic " + p.why
-		return nil, p
+	if s.topic.why != "" {
+		return nil, s.topic
 	}
 	if p := s.open(); p.why != "" {
 		return nil, p
@@ -279,6 +285,10 @@ func (s *scratch) row(hash [sha256.Size]byte, element int, fields []byte) (Row, 
 	fields = appendText(fields, m.Topic)
 	for i := range r.columns {
 		c := &r.columns[i]
+		if filled, ok := s.usual(c, fields); ok {
+			fields = filled
+			continue
+		}
 		v := s.eval(&c.from)
 		if fields, p = c.typ.appendField(fields, v, &r.columnClock); p.why != "" {
 			p.why = fmt.Sprintf("column %s:%s = %s: %s %s", c.name, c.typ.name, cut(c.from.text, 80), v.show(), p.why)
@@ -286,6 +296,37 @@ func (s *scratch) row(hash [sha256.Size]byte, element int, fields []byte) (Row, 
 		}
 	}
 	return row, s.appendPayload(fields), problem{}
+}
+
+// usual appends the field of a column as most are: a number, text or UUID, or nothing, of a JSON path.
+// The columns and values that are not ok go the long way to the same field.
+func (s *scratch) usual(c *column, fields []byte) ([]byte, bool) {
+	if len(c.from.terms) != 1 || c.from.terms[0].node == nil || c.typ.array || !s.document {
+		return fields, false
+	}
+	slot := c.from.terms[0].node.slot
+	s.used[slot] = true
+	raw := s.slots[slot]
+	if raw == "" {
+		return appendNull(fields), true
+	}
+	switch c.typ.base {
+	case typeFloat8:
+		if f, ok := shortFloat(raw); ok {
+			return appendInt8(fields, int64(math.Float64bits(f))), true
+		}
+	case typeText:
+		if raw[0] == '"' && strings.IndexByte(raw, '\\') < 0 {
+			return appendText(fields, raw[1:len(raw)-1]), true
+		}
+	case typeUUID:
+		if v := rawValue(raw); v.kind == kindText {
+			if id, ok := v.uuid(); ok {
+				return append(append(fields, 0, 0, 0, 16), id[:]...), true
+			}
+		}
+	}
+	return fields, false
 }
 
 // device evaluates DEVICE.
@@ -426,7 +467,7 @@ func (s *scratch) term(t *term) value {
 	case sourceCapture:
 		return s.capture(t.name)
 	case sourceTopic:
-		return value{kind: kindText, str: m.Topic}
+		return value{kind: kindText, clean: true, str: m.Topic}
 	case sourceLevel:
 		i := t.index - 1
 		if t.index < 0 {
@@ -435,7 +476,7 @@ func (s *scratch) term(t *term) value {
 		if i < 0 || i >= len(s.levels) || t.filled && s.levels[i] == "" {
 			return value{}
 		}
-		return value{kind: kindText, str: s.levels[i]}
+		return value{kind: kindText, clean: true, str: s.levels[i]}
 	case sourceDocument, sourceElement:
 		if t.source == sourceDocument && !s.document || t.source == sourceElement && !s.element {
 			return value{}
@@ -477,7 +518,7 @@ func (s *scratch) term(t *term) value {
 		case s.payload == "":
 			return value{}
 		case s.route.format == formatText:
-			return value{kind: kindText, str: s.payload}
+			return value{kind: kindText, clean: true, str: s.payload}
 		case s.route.format == formatRaw:
 			return value{kind: kindBytes, str: s.payload}
 		}
@@ -495,13 +536,13 @@ func (s *scratch) capture(name string) value {
 		case c.level >= len(s.levels): // {name...} matched the level above
 			return value{}
 		case !c.rest:
-			return value{kind: kindText, str: s.levels[c.level]}
+			return value{kind: kindText, clean: true, str: s.levels[c.level]}
 		default:
 			start := 0
 			for _, level := range s.levels[:c.level] {
 				start += len(level) + 1
 			}
-			return value{kind: kindText, str: s.message.Topic[start:]}
+			return value{kind: kindText, clean: true, str: s.message.Topic[start:]}
 		}
 	}
 	return value{}

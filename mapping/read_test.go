@@ -152,3 +152,33 @@ func FuzzReader(f *testing.F) {
 	}
 	f.Fuzz(compareReaders)
 }
+
+// FuzzUsual compares the short way of usual values into usual columns with the long one.
+func FuzzUsual(f *testing.F) {
+	for _, raw := range []string{
+		"1", "-1.50", "0", "-0.0", "123456789012345", "1234567890123456", "1e5", "1.7976931348623157e999", `"21.5"`, "true", "null", "{}", "[1]",
+		`""`, `"text"`, `"a\u0000"`, `"a\ud800"`, `"a\"b"`, `"é"`, `"01234567-89ab-cdef-0123-456789ABCDEF"`, `"{0123456789abcdef0123456789abcdef}"`,
+		`"0123456789abcdef0123456789abcdeg"`, `"01234567-89ab-cdef-0123+456789abcdef"`, `" 0123456789abcdef0123456789abcdef "`, `"0123456789abcdef0123456789abcde"`,
+	} {
+		f.Add(raw)
+	}
+	types := []string{"float8", "text", "uuid", "float4", "int8", "numeric", "jsonb", "text[]", "varchar(3)"}
+	f.Fuzz(func(t *testing.T, raw string) {
+		if checkJSON(raw).why != "" || raw != trimJSON(raw) {
+			return
+		}
+		for _, typ := range types {
+			columns, errs := parseColumns("a:"+typ+" = $", formatJSON)
+			if errs != nil {
+				t.Fatal(errs)
+			}
+			c := &columns[0]
+			c.from.terms[0].node = &node{}
+			s := scratch{slots: []string{raw}, used: make([]bool, 1), document: true}
+			got, ok := s.usual(c, nil)
+			if want, p := c.typ.appendField(nil, rawValue(raw), &clock{}); ok && (p.why != "" || string(got) != string(want)) {
+				t.Fatalf("%s as %s: %x, and the long way %x %s", raw, typ, got, want, p.why)
+			}
+		}
+	})
+}

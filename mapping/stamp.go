@@ -21,8 +21,19 @@ const (
 // clock reads times as TIME_FORMAT and TIME_ZONE say.
 type clock struct {
 	format string // auto, rfc3339, unix, unix_ms, unix_us, unix_ns, or a Go layout
+	form   clockForm
 	zone   *time.Location
 }
+
+// clockForm is what kind of format a clock has.
+type clockForm uint8
+
+const (
+	formAuto clockForm = iota
+	formRFC3339
+	formUnix
+	formLayout
+)
 
 // unixDigits are the decimal digits from the unit of a Unix time to the microsecond.
 var unixDigits = map[string]int{"unix": 6, "unix_ms": 3, "unix_us": 0, "unix_ns": -3}
@@ -36,23 +47,22 @@ func (c *clock) parse(v value) (micros int64, why string) {
 		return 0, "is no time"
 	}
 	text := strings.TrimSpace(v.str)
-	digits, unix := unixDigits[c.format]
-	switch {
-	case unix:
+	switch c.form {
+	case formAuto:
+		return c.auto(v.kind, text)
+	case formUnix:
 		d, ok := parseDecimal(text)
 		if !ok {
 			return 0, "is no number, which TIME_FORMAT=" + c.format + " asks for"
 		}
-		return unixTime(&d, digits)
-	case c.format == "rfc3339":
+		return unixTime(&d, unixDigits[c.format])
+	case formRFC3339:
 		if v.kind == kindText {
 			if s, ok := readStamp(text); ok && s.zoned == zoneRFC3339 {
 				return inRange(s.micros)
 			}
 		}
 		return 0, "is no RFC 3339 time such as 2026-01-31T23:59:59Z"
-	case c.format == "auto":
-		return c.auto(v.kind, text)
 	}
 	t, err := time.ParseInLocation(c.format, text, c.location())
 	if err != nil {
@@ -64,30 +74,33 @@ func (c *clock) parse(v value) (micros int64, why string) {
 // auto tells Unix times from stamps, and their units by magnitude: seconds reach to the year 5138
 // and the other units as far, back to 1973 and forth.
 func (c *clock) auto(k kind, text string) (int64, string) {
-	if d, ok := parseDecimal(text); ok {
-		first, last := d.significant()
-		places := d.point() - first // digits before the point
-		switch {
-		case first == last || places <= 11:
-			return unixTime(&d, 6)
-		case places <= 14:
-			return unixTime(&d, 3)
-		case places <= 17:
-			return unixTime(&d, 0)
-		default:
-			return unixTime(&d, -3)
+	if k == kindText { // no stamp is a number
+		if s, ok := readStamp(text); ok {
+			switch {
+			case s.zoned != zoneNone:
+				return inRange(s.micros)
+			case c.zone == nil:
+				return 0, "has no offset from UTC; TIME_ZONE says where such times are from"
+			}
+			return fromTime(inZone(s.micros, c.zone))
 		}
 	}
-	s, ok := readStamp(text)
-	switch {
-	case !ok || k != kindText:
+	d, ok := parseDecimal(text)
+	if !ok {
 		return 0, "is no time: neither RFC 3339 nor a Unix time"
-	case s.zoned != zoneNone:
-		return inRange(s.micros)
-	case c.zone == nil:
-		return 0, "has no offset from UTC; TIME_ZONE says where such times are from"
 	}
-	return fromTime(inZone(s.micros, c.zone))
+	first, last := d.significant()
+	places := d.point() - first // digits before the point
+	switch {
+	case first == last || places <= 11:
+		return unixTime(&d, 6)
+	case places <= 14:
+		return unixTime(&d, 3)
+	case places <= 17:
+		return unixTime(&d, 0)
+	default:
+		return unixTime(&d, -3)
+	}
 }
 
 func (c *clock) location() *time.Location {
@@ -120,7 +133,7 @@ func inRange(micros int64) (int64, string) {
 
 // fromTime converts a time.Time.
 func fromTime(t time.Time) (int64, string) {
-	if y := t.UTC().Year(); y < 1 || y > 9999 {
+	if s := t.Unix() - postgresEpoch; s < minMicros/second || s > maxMicros/second {
 		return 0, outOfRange
 	}
 	return t.UnixMicro() - postgresEpoch*second, ""
@@ -280,9 +293,18 @@ func newClock(format, zone string) (clock, error) {
 		}
 		c.zone = location
 	}
-	if _, unix := unixDigits[c.format]; unix || c.format == "auto" || c.format == "rfc3339" {
+	if _, unix := unixDigits[c.format]; unix {
+		c.form = formUnix
 		return c, nil
 	}
+	switch c.format {
+	case "auto":
+		return c, nil
+	case "rfc3339":
+		c.form = formRFC3339
+		return c, nil
+	}
+	c.form = formLayout
 	return c, c.checkLayout()
 }
 
@@ -304,7 +326,7 @@ func (c *clock) checkLayout() error {
 
 // zoneless reports whether the layout has no offset, so that TIME_ZONE, or UTC, decides.
 func (c *clock) zoneless() bool {
-	if _, unix := unixDigits[c.format]; unix || c.format == "auto" || c.format == "rfc3339" {
+	if c.form != formLayout {
 		return false
 	}
 	probe := time.Date(2031, 11, 22, 13, 0, 0, 0, time.FixedZone("", 2*3600))

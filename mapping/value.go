@@ -9,6 +9,7 @@ import (
 // value is what an expression found in a message. The zero value is absent.
 type value struct {
 	kind   kind
+	clean  bool   // str is known to be UTF-8 without NUL
 	str    string // text, digits, true or false, raw JSON, or bytes, as kind says
 	raw    string // the raw JSON it was read from; empty if it is from elsewhere
 	micros int64  // of kindInstant: microseconds since 2000-01-01 UTC
@@ -63,8 +64,10 @@ func (v value) text() (string, problem) {
 	case kindInstant:
 		return string(appendStamp(nil, v.micros)), problem{}
 	}
-	if p := checkText(v.str); p.why != "" {
-		return "", p
+	if !v.clean {
+		if p := checkText(v.str); p.why != "" {
+			return "", p
+		}
 	}
 	return v.str, problem{}
 }
