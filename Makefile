@@ -2,6 +2,7 @@
 
 # Tools, pinned here and nowhere else. (Go itself is pinned in go.mod.)
 GOLANGCI_VERSION := v2.15.0
+PERF_VERSION     := v0.0.0-20260908200009-22c9c6c9d4da
 
 MODULE  := github.com/mqttpg/bridge
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
@@ -11,6 +12,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 
 CACHE     := $(CURDIR)/.cache
 GOLANGCI  := $(CACHE)/bin/golangci-lint-$(GOLANGCI_VERSION)
+BENCHSTAT := $(CACHE)/bin/benchstat-$(PERF_VERSION)
 COVER_DIR := $(CACHE)/cover
 
 # The scenarios need a broker and a database; everything else is a unit test.
@@ -24,7 +26,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test setup vet lint test-unit test-integration test-image faults cover bench bench-ledger build image fmt clean
+.PHONY: help demo test setup vet lint test-unit test-allocations test-integration test-image faults cover bench bench-ledger bench-micro benchstat build image fmt clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,7 +36,7 @@ demo: ## broker, database, bridge and devices on this machine (DEMO_SECONDS=20 e
 	go build -o $(CACHE)/bin/demo ./cmd/demo
 	$(CACHE)/bin/demo
 
-test: setup vet lint test-unit test-integration test-image cover ## everything: linters, all tests, coverage
+test: setup vet lint test-unit test-allocations test-integration test-image cover ## everything: linters, all tests, coverage
 
 setup: ## find or install what the tests need
 	bash integration/setup/prepare.sh
@@ -48,6 +50,9 @@ lint: $(GOLANGCI) ## run the linters
 test-unit: ## unit tests and fuzz seeds with the race detector
 	rm -rf $(COVER_DIR)/unit && mkdir -p $(COVER_DIR)/unit
 	go test -race -cover -covermode=atomic -timeout 15m $(UNITS) -args -test.gocoverdir=$(COVER_DIR)/unit
+
+test-allocations: ## no micro-benchmark allocates more than it may (UPDATE=1 writes down what they do)
+	bash integration/setup/microbench.sh allocations
 
 test-integration: ## the bridge between a real broker and a real database
 	rm -rf $(COVER_DIR)/integration && mkdir -p $(COVER_DIR)/integration
@@ -81,6 +86,12 @@ bench: ## measure everything, into docs/performance.md (BENCH_ONLY=drain,live BE
 bench-ledger: ## what the delivery ledger costs, into docs/performance.md
 	BENCH_DOCS=$(CURDIR)/docs/performance.md go test ./store -run '^$$' -bench LedgerCost -benchtime 1x -timeout 30m
 
+bench-micro: ## micro-benchmarks of the line, into .cache/bench/new.txt (COUNT=6 BENCH=REGEXP)
+	bash integration/setup/microbench.sh run
+
+benchstat: $(BENCHSTAT) ## micro-benchmarks of another commit beside those of this tree (BASE=main COUNT=10 BENCH=REGEXP)
+	BENCHSTAT=$(BENCHSTAT) bash integration/setup/microbench.sh compare
+
 build: ## bin/bridge, static
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/bridge ./cmd/bridge
 
@@ -102,3 +113,7 @@ $(GOLANGCI):
 	else \
 	  GOBIN=$(@D) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION) && mv $(@D)/golangci-lint $@; \
 	fi
+
+$(BENCHSTAT):
+	mkdir -p $(@D)
+	GOBIN=$(@D) go install golang.org/x/perf/cmd/benchstat@$(PERF_VERSION) && mv $(@D)/benchstat $@

@@ -1,0 +1,80 @@
+package store
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/mqttpg/bridge/mapping"
+)
+
+// benchEntries are so many messages of a thousand devices, mapped, as the writer takes them.
+func benchEntries(b *testing.B, n int) (*mapping.Route, []Entry) {
+	b.Helper()
+	config := telemetry
+	config.Payload = "drop"
+	config.Columns = "msg:uuid=$.id, temperature:float8=$.temperature, humidity:float8=$.humidity, battery:float8=$.battery, status:text=$.status"
+	routes, err := mapping.Compile([]mapping.RouteConfig{config})
+	if err != nil {
+		b.Fatal(err)
+	}
+	entries := make([]Entry, n)
+	for i := range entries {
+		m := &mapping.Message{Topic: fmt.Sprintf("devices/d%d/telemetry", i*7919%1000), QoS: 1, Seed: uint64(i), ReceivedAt: time.Unix(1_800_000_000, 0).UTC()}
+		m.Payload = fmt.Appendf(nil, `{"id":"%08x-0000-4000-8000-000000000000","ts":"2026-11-23T00:00:%02d.%03dZ","temperature":21.53,"humidity":40.10,"battery":3.7,"status":"ok"}`, i, i/1000%60, i%1000)
+		entries[i] = Entry{Message: m, Outcomes: routes.Map(m, nil), Size: 300, ReceivedAt: m.ReceivedAt, PacketID: uint16(i%65535 + 1)}
+	}
+	return routes.All()[0], entries
+}
+
+// BenchmarkEncodeBatch sorts a batch of a thousand messages out and makes the statement of it; an
+// operation is a batch.
+func BenchmarkEncodeBatch(b *testing.B) {
+	route, entries := benchEntries(b, 1000)
+	p := newPlan(route, &catalogTable{uniqueKeys: [][]string{slices.Sorted(slices.Values(route.Table.KeyColumns))}})
+	var in insertion
+	b.ReportAllocs()
+	for b.Loop() {
+		batch := newBatch(entries, nil)
+		in.prepare(p, batch.groups[0].units)
+	}
+	if len(in.parts) != 1 || len(in.parts[0].rows) != len(entries) {
+		b.Fatalf("%d statements", len(in.parts))
+	}
+}
+
+// BenchmarkLedgerLookup looks deliveries up in a full ledger and enters them; an operation is a
+// delivery. A batch, and with it a record, ends after a thousand.
+func BenchmarkLedgerLookup(b *testing.B) {
+	_, entries := benchEntries(b, 65535)
+	for _, kind := range []string{"new", "redelivered"} {
+		b.Run(kind, func(b *testing.B) {
+			l := newLedger()
+			var r record
+			for i := range entries {
+				l.redelivery(&entries[i], l.hash(entries[i].Message, 0), &r)
+			}
+			redeliveries := entries[len(entries)-1000:]
+			known, i := 0, 0
+			b.ReportAllocs()
+			for b.Loop() {
+				e := entries[i%len(entries)]
+				if kind == "redelivered" {
+					e = redeliveries[i%len(redeliveries)]
+					e.Dup = true
+				}
+				if i%1000 == 0 {
+					r.packetIDs, r.hashes = r.packetIDs[:0], r.hashes[:0]
+				}
+				if l.redelivery(&e, l.hash(e.Message, 0), &r) {
+					known++
+				}
+				i++
+			}
+			if (known == i) != (kind == "redelivered") || kind == "new" && known > 0 {
+				b.Fatalf("%d of %d were known", known, i)
+			}
+		})
+	}
+}
