@@ -39,7 +39,7 @@ func TestClassify(t *testing.T) {
 func BenchmarkReceive(b *testing.B) {
 	var s *Session
 	s = newIdleRig(b, func(cfg *Config) {
-		cfg.Deliver = func(_ context.Context, d *Delivery) { s.cfg.Budget.Release(int64(d.Size)) }
+		cfg.Deliver = func(_ context.Context, d *Delivery) { d.Arena.Release(1); s.cfg.Budget.Release(int64(d.Size)) }
 	}, "mqtt://test").session
 	frame := append([]byte{0, 16}, "devices/17/state"...)
 	frame = append(frame, 0, 1, 0)

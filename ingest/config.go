@@ -76,8 +76,8 @@ type Config struct {
 
 	// Deliver is called for each message in the order of receipt, by the goroutine that reads from
 	// the broker, and must not block: keepalive answers wait behind it. ctx ends with the
-	// connection, whose messages can then no longer be acknowledged. The Delivery and all it refers
-	// to belong to the callee.
+	// connection, whose messages can then no longer be acknowledged. The Delivery is good during the
+	// call, its message until the callee releases Arena.
 	Deliver func(ctx context.Context, d *Delivery)
 
 	// BeginIncarnation, when set, is called before the first SUBSCRIBE of a connection whose CONNACK
@@ -119,10 +119,11 @@ type Config struct {
 
 // Delivery is one receipt of a PUBLISH.
 type Delivery struct {
-	Message    mapping.Message
-	PacketID   uint16 // 0 for QoS 0
-	Dup        bool   // the broker sent this packet id before, in this session [MQTT-3.3.1-1]
-	Connection uint64 // generation: rises with every CONNACK of this Session
+	Message    *mapping.Message
+	Arena      *mapping.Arena // where Message is, with one hold that belongs to the callee
+	PacketID   uint16         // 0 for QoS 0
+	Dup        bool           // the broker sent this packet id before, in this session [MQTT-3.3.1-1]
+	Connection uint64         // generation: rises with every CONNACK of this Session
 
 	// Incarnation rises with every CONNACK that says Session Present 0: what packet identifiers meant
 	// before is void then. 0: the broker still has the session that it had before this Session.

@@ -96,9 +96,12 @@ type conn struct {
 	// Of the reading goroutine.
 	reader    *bufio.Reader
 	header    [5]byte
-	passing   []byte // to be given to paho first,
-	passLeft  int    // then so many bytes of reader
-	completed []byte // PUBCOMPs to be written: a burst of PUBRELs is answered in one write
+	passing   []byte    // to be given to paho first,
+	passLeft  int       // then so many bytes of reader
+	completed []byte    // PUBCOMPs to be written: a burst of PUBRELs is answered in one write
+	readAt    time.Time // when the bytes arrived that are in the buffer
+	arena     *mapping.Arena
+	delivered Delivery // the last one, used again for the next
 
 	writeMu sync.Mutex
 	out     []byte
@@ -131,7 +134,8 @@ func (r watchedReader) Read(p []byte) (int, error) {
 	}
 	n, err := r.c.raw.Read(p)
 	if n > 0 {
-		r.c.keepAlive.read()
+		r.c.readAt = time.Now()
+		r.c.keepAlive.read(r.c.readAt)
 	}
 	return n, err
 }
@@ -308,7 +312,9 @@ func (c *conn) publish(flags byte, length int) error {
 			c.dismiss(qos, int64(size))
 		}
 	}()
-	frame := make([]byte, length)
+	current, arena := c.arena.Next(length)
+	c.arena = current
+	frame := arena.Bytes(length)
 	if _, err := io.ReadFull(c.reader, frame); err != nil {
 		return unexpected(err)
 	}
@@ -320,24 +326,30 @@ func (c *conn) publish(flags byte, length int) error {
 		c.session.cfg.Budget.Charge(int64(unpacked))
 		size += unpacked
 	}
-	delivered = c.session.deliver(c.ctx, c.delivery(&p, size))
+	arena.Hold()
+	if delivered = c.session.deliver(c.ctx, c.delivery(&p, size, arena)); !delivered {
+		arena.Release(1)
+	}
 	return nil
 }
 
 // delivery makes the Delivery of a PUBLISH.
-func (c *conn) delivery(p *publish, size int) *Delivery {
-	return &Delivery{
-		Message: mapping.Message{
-			Topic:           p.topic,
-			Payload:         p.payload,
-			QoS:             p.qos,
-			Retain:          p.retain,
-			ContentType:     p.contentType,
-			CorrelationData: p.correlationData,
-			UserProperties:  p.userProperties,
-			ReceivedAt:      time.Now().UTC().Truncate(time.Microsecond),
-			Seed:            rand.Uint64(), //nolint:gosec // it only has to differ
-		},
+func (c *conn) delivery(p *publish, size int, arena *mapping.Arena) *Delivery {
+	m := arena.Message()
+	*m = mapping.Message{
+		Topic:           p.topic,
+		Payload:         p.payload,
+		QoS:             p.qos,
+		Retain:          p.retain,
+		ContentType:     p.contentType,
+		CorrelationData: p.correlationData,
+		UserProperties:  p.userProperties,
+		ReceivedAt:      c.readAt.UTC().Truncate(time.Microsecond),
+		Seed:            rand.Uint64(), //nolint:gosec // it only has to differ
+	}
+	c.delivered = Delivery{
+		Message:         m,
+		Arena:           arena,
 		PacketID:        p.packetID,
 		Dup:             p.dup,
 		Connection:      c.generation.Load(),
@@ -347,6 +359,7 @@ func (c *conn) delivery(p *publish, size int) *Delivery {
 		SubscriptionIDs: p.subscriptionIDs,
 		Size:            size,
 	}
+	return &c.delivered
 }
 
 const (
@@ -449,7 +462,7 @@ func (c *conn) publishCut(flags byte, length int) error {
 		c.session.cfg.Budget.Release(-more)
 	}
 	held = int64(size)
-	d := c.delivery(&p, size)
+	d := c.delivery(&p, size, nil)
 	d.Cut = &Cut{Size: length, Hash: hash.Sum64()}
 	delivered = c.session.deliver(c.ctx, d)
 	return nil

@@ -77,10 +77,10 @@ func (k *keepAlive) pending(n uint64) <-chan struct{} {
 	return k.changed
 }
 
-func (k *keepAlive) read() {
+func (k *keepAlive) read(at time.Time) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.lastRead = time.Now()
+	k.lastRead = at
 }
 
 func (k *keepAlive) pause(paused bool) {

@@ -47,10 +47,8 @@ func TestOverlappingFilters(t *testing.T) {
 					return len(got) > 0 && got[len(got)-1].Message.Topic == "a/b/end"
 				})
 				written := map[string]int{}
-				var outcomes []mapping.Outcome
 				for _, d := range r.all() {
-					outcomes = routes.MapCopy(&d.Message, d.SubscriptionIDs, outcomes[:0])
-					for _, o := range outcomes {
+					for _, o := range routes.MapCopy(d.Message, d.SubscriptionIDs, nil) {
 						if o.Skip != mapping.SkipOverlap {
 							written[o.Route.Name+" "+d.Message.Topic]++
 						}
@@ -81,7 +79,7 @@ func TestRefusedFilterOfAnOverlap(t *testing.T) {
 		return len(subs) == 3 && subs[0].ReasonCode == 0x87 && subs[1].OK
 	})
 	taken := func(d *Delivery) bool {
-		for _, o := range routes.MapCopy(&d.Message, d.SubscriptionIDs, nil) {
+		for _, o := range routes.MapCopy(d.Message, d.SubscriptionIDs, nil) {
 			if o.Skip == mapping.SkipOverlap {
 				return false
 			}

@@ -7,11 +7,12 @@ import (
 	"fmt"
 	"strings"
 	"unicode/utf8"
+	"unsafe"
 
 	"github.com/mqttpg/bridge/mapping"
 )
 
-// publish is a decoded PUBLISH packet. Its slices alias the frame it was decoded from.
+// publish is a decoded PUBLISH packet. Its slices and strings alias the frame it was decoded from.
 type publish struct {
 	dup      bool
 	qos      byte
@@ -82,7 +83,7 @@ func decodePublish(flags byte, frame []byte) (publish, error) {
 	if err != nil {
 		return p, malformed("PUBLISH: Topic Name " + err.Error())
 	}
-	if bytes.ContainsAny(topic, "+#") { // [MQTT-3.3.2-2] [MQTT-4.7.1-1]
+	if bytes.IndexByte(topic, '+') >= 0 || bytes.IndexByte(topic, '#') >= 0 { // [MQTT-3.3.2-2] [MQTT-4.7.1-1]
 		return p, malformed("PUBLISH: Topic Name contains a wildcard")
 	}
 	p.topic = wellFormed(topic)
@@ -222,14 +223,14 @@ func utf8Fault(b []byte) string {
 }
 
 // wellFormed is b as a string in which every byte that makes it no UTF-8 Encoded String is written as
-// \xHH.
+// \xHH. Where there is none the string is in the memory of b.
 //
 // [MQTT-4.13.1-1] would have the connection closed. But the fault is a publisher's that the broker has let
 // pass, as EMQX up to 6.2 does: after every reconnection the broker would send the same message again, and
 // nothing behind it would ever arrive.
 func wellFormed(b []byte) string {
 	if utf8Fault(b) == "" {
-		return string(b)
+		return unsafe.String(unsafe.SliceData(b), len(b))
 	}
 	var s strings.Builder
 	for len(b) > 0 {

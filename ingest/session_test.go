@@ -91,7 +91,8 @@ func (r *rig) run() {
 	})
 }
 
-func (r *rig) deliver(_ context.Context, d *Delivery) {
+func (r *rig) deliver(_ context.Context, passing *Delivery) {
+	d := new(*passing)
 	r.mu.Lock()
 	r.deliveries = append(r.deliveries, d)
 	ack := r.autoAck

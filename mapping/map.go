@@ -33,6 +33,7 @@ type scratch struct {
 
 	// What follows belongs to the route at work.
 	message  *Message
+	arena    *Arena // where rows and their fields go
 	route    *Route
 	filter   *filter
 	payload  string // absent if empty
@@ -45,18 +46,26 @@ var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
 // Map says what becomes of m: it appends one outcome for every route that wants its topic, in the
 // order of the configuration, and nothing if none does. It is safe for concurrent use and keeps
-// nothing of m.
-func (r *Routes) Map(m *Message, out []Outcome) []Outcome { return r.MapCopy(m, nil, out) }
+// nothing of m: not even a string, for the memory behind it serves other messages later.
+func (r *Routes) Map(m *Message, out []Outcome) []Outcome { return r.mapCopy(m, nil, &nowhere, out) }
 
 // MapCopy is Map for a copy of a message that the broker sent for the subscriptions with the
 // identifiers given, see [Subscription]. Where filters overlap in part, all copies of a message but one
 // are passed over, with SkipOverlap for every route that wants the topic. Retained messages are not: they
 // come when a subscription is new, and the other one's copy may have come long before.
-func (r *Routes) MapCopy(m *Message, subscriptionIDs []uint32, out []Outcome) []Outcome {
+//
+// The outcomes and their rows are in the arena given, which may be nil, but for rejections and what is too
+// large for it.
+func (r *Routes) MapCopy(m *Message, subscriptionIDs []uint32, arena *Arena) []Outcome {
+	into := arena.slabs()
+	return into.outcomes.keep(r.mapCopy(m, subscriptionIDs, into, into.outcomes.open(1)))
+}
+
+func (r *Routes) mapCopy(m *Message, subscriptionIDs []uint32, arena *Arena, out []Outcome) []Outcome {
 	s := scratches.Get().(*scratch)
 	s.levels = splitLevels(m.Topic, s.levels[:0])
 	s.found = r.trie.find(s.levels, s.found[:0])
-	s.message = m
+	s.message, s.arena = m, arena
 	s.checked = false
 	if cap(s.slots) < r.slots {
 		s.slots, s.used = make([]string, r.slots), make([]bool, r.slots)
@@ -125,7 +134,7 @@ func (s *scratch) end() {
 	clear(s.levels)
 	clear(s.slots)
 	s.reader = reader{}
-	s.message, s.route, s.filter, s.payload = nil, nil, nil, ""
+	s.message, s.arena, s.route, s.filter, s.payload = nil, nil, nil, nil, ""
 	if cap(s.buffer) > 1<<16 || cap(s.levels) > 1<<10 {
 		s.buffer, s.levels = nil, nil
 	}
@@ -166,12 +175,12 @@ func (s *scratch) rows() ([]Row, problem) {
 		hash = s.contentHash(s.route.Name, s.message)
 	}
 	if !s.route.Each || s.payload == "" {
-		row, fields, p := s.row(hash, 0, make([]byte, 0, s.room(len(s.payload))))
+		row, fields, p := s.row(hash, 0, s.arena.bytes.open(s.room(len(s.payload))))
 		if p.why != "" {
 			return nil, p
 		}
-		row.Fields = fields
-		return []Row{row}, problem{}
+		row.hold(s.arena.bytes.keep(fields))
+		return s.arena.rows.keep(append(s.arena.rows.open(1), row)), problem{}
 	}
 	return s.eachRow(hash)
 }
@@ -221,9 +230,9 @@ func (s *scratch) eachRow(hash [sha256.Size]byte) ([]Row, problem) {
 		return nil, problem{ReasonInvalidEach, fmt.Sprintf("EACH = %s selects no array: %s", cut(s.route.eachText, 80), rawValue(raw).show())}
 	}
 	var (
-		rows   []Row
+		rows   = s.arena.rows.open(1)
 		ends   []int
-		fields = make([]byte, 0, s.room(len(raw)))
+		fields = s.arena.bytes.open(s.room(len(raw)))
 		bad    problem
 	)
 	first, last := s.route.item.slot, s.route.item.end
@@ -250,15 +259,23 @@ func (s *scratch) eachRow(hash [sha256.Size]byte) ([]Row, problem) {
 	if bad.why != "" {
 		return nil, bad
 	}
+	rows, fields = s.arena.rows.keep(rows), s.arena.bytes.keep(fields)
 	start := 0
 	for i, end := range ends {
-		rows[i].Fields = fields[start:end:end]
+		rows[i].hold(fields[start:end:end])
 		start = end
 	}
 	return rows, problem{}
 }
 
-// row makes one row and appends its fields.
+// hold gives the row its fields, once they stay where they are. The device id is the first of them, so that
+// it need not be kept a second time.
+func (r *Row) hold(fields []byte) {
+	n := len(r.DeviceID)
+	r.Fields, r.DeviceID = fields, unsafe.String(unsafe.SliceData(fields[4:4+n]), n)
+}
+
+// row makes one row, but for what hold adds, and appends its fields.
 func (s *scratch) row(hash [sha256.Size]byte, element int, fields []byte) (Row, []byte, problem) {
 	var (
 		r            = s.route
@@ -270,6 +287,7 @@ func (s *scratch) row(hash [sha256.Size]byte, element int, fields []byte) (Row, 
 	if row.DeviceID, p = s.device(); p.why != "" {
 		return row, fields, p
 	}
+	fields = appendText(fields, row.DeviceID)
 	if row.Time, reproducible, p = s.time(); p.why != "" {
 		return row, fields, p
 	}
@@ -278,7 +296,6 @@ func (s *scratch) row(hash [sha256.Size]byte, element int, fields []byte) (Row, 
 	}
 	received, _ := fromTime(m.ReceivedAt)
 
-	fields = appendText(fields, row.DeviceID)
 	fields = appendInt8(fields, row.Time)
 	fields = append(append(fields, 0, 0, 0, 16), row.MessageID[:]...)
 	fields = appendInt8(fields, received)
@@ -352,7 +369,7 @@ func (s *scratch) device() (string, problem) {
 	if p.why != "" {
 		return "", problem{ReasonInvalidDevice, "DEVICE = " + cut(s.route.device.text, 80) + ": " + p.why}
 	}
-	return strings.Clone(id), problem{}
+	return id, problem{}
 }
 
 // time evaluates TIME. Where there is none the time of receipt stands in, which no second delivery

@@ -3,7 +3,8 @@ package mapping
 import "time"
 
 // Message is one publication as the routes see it. The byte slices are read, never written, and
-// rows never alias them.
+// rows never alias them. Its strings as well are only good until the message is settled: those who keep
+// one longer clone it, see [Arena].
 type Message struct {
 	Topic           string
 	Payload         []byte

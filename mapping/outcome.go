@@ -10,7 +10,7 @@ type Outcome struct {
 
 // Row is one row of a route's table.
 type Row struct {
-	DeviceID  string
+	DeviceID  string   // in the memory of Fields
 	Time      int64    // event time, microseconds since 2000-01-01 UTC (PostgreSQL's epoch)
 	MessageID [16]byte // a UUID; with DeviceID and Time the key of the table
 

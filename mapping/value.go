@@ -103,7 +103,7 @@ func (p problem) rejection() *Rejection {
 		}
 		return r
 	}, p.why)
-	return &Rejection{Reason: p.reason, Detail: cut(detail, MaxDetail)}
+	return &Rejection{Reason: p.reason, Detail: strings.Clone(cut(detail, MaxDetail))} // the message may be gone before it
 }
 
 // cut shortens s to at most n bytes, not within a character, and marks that it did.

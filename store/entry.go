@@ -10,6 +10,7 @@ import (
 type Entry struct {
 	Message    *mapping.Message
 	Outcomes   []mapping.Outcome // one per matching route; none: the message becomes a dead letter
+	Arena      *mapping.Arena    // that holds both; the writer only hands it back
 	Size       int               // bytes charged to the budget, and counted against Config.MaxBytes
 	ReceivedAt time.Time         // as the message's, for the latency
 

@@ -179,10 +179,10 @@ func TestQueueable(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, d := range []*ingest.Delivery{
-		{Message: mapping.Message{Topic: "devices/a/telemetry", QoS: 0}},
-		{Message: mapping.Message{Topic: "devices/a/telemetry", QoS: 1}, PacketID: 1},
-		{Message: mapping.Message{Topic: "devices/a/telemetry", QoS: 1}, PacketID: 1, Dup: true},
-		{Message: mapping.Message{Topic: "devices/a/telemetry", QoS: 2}, PacketID: 2},
+		{Message: &mapping.Message{Topic: "devices/a/telemetry", QoS: 0}},
+		{Message: &mapping.Message{Topic: "devices/a/telemetry", QoS: 1}, PacketID: 1},
+		{Message: &mapping.Message{Topic: "devices/a/telemetry", QoS: 1}, PacketID: 1, Dup: true},
+		{Message: &mapping.Message{Topic: "devices/a/telemetry", QoS: 2}, PacketID: 2},
 	} {
 		p.deliver(t.Context(), d)
 	}

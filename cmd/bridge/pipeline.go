@@ -88,14 +88,14 @@ func (s *service) newPipeline(lease *store.Lease, log *zap.Logger) (*pipeline, e
 func (p *pipeline) deliver(_ context.Context, d *ingest.Delivery) {
 	p.received.Add(1)
 	entry := store.Entry{
-		Message: &d.Message, ReceivedAt: d.Message.ReceivedAt,
+		Message: d.Message, Arena: d.Arena, ReceivedAt: d.Message.ReceivedAt,
 		PacketID: d.PacketID, Dup: d.Dup, Incarnation: d.Incarnation, Attempt: d.Attempt, Broker: d.Broker, Connection: d.Connection,
 	}
 	if d.Cut != nil {
 		entry.Rejection, entry.Content = tooLarge(d, p.maxMessage), d.Cut.Hash
-		entry.Outcomes = p.routes.RefuseCopy(&d.Message, d.SubscriptionIDs, entry.Rejection, nil)
+		entry.Outcomes = p.routes.RefuseCopy(d.Message, d.SubscriptionIDs, entry.Rejection, nil)
 	} else {
-		entry.Outcomes = p.routes.MapCopy(&d.Message, d.SubscriptionIDs, nil)
+		entry.Outcomes = p.routes.MapCopy(d.Message, d.SubscriptionIDs, d.Arena)
 	}
 	// The rows wait in memory as well, and EACH can make many of a small message.
 	rows := 0
@@ -124,7 +124,7 @@ func tooLarge(d *ingest.Delivery, limit int) *mapping.Rejection {
 }
 
 // settle acknowledges what is committed, in the order of receipt and in one write [MQTT-4.6.0-2], and
-// gives the budget back.
+// gives budget and memory back.
 func (p *pipeline) settle(entries []store.Entry) {
 	p.acks = p.acks[:0]
 	size := int64(0)
@@ -140,12 +140,25 @@ func (p *pipeline) settle(entries []store.Entry) {
 			p.log.Debug("committed messages could not be acknowledged, the broker delivers them again", zap.Error(err))
 		}
 	}
+	release(entries)
 	p.heldBytes.Add(-size)
 	p.budget.Release(size)
 	p.owed.Add(-int64(len(p.acks)))
 	select {
 	case p.settled <- struct{}{}:
 	default:
+	}
+}
+
+// release lets go of the messages of entries. Those of one arena stand together.
+func release(entries []store.Entry) {
+	n := 0
+	for i := range entries {
+		n++
+		if i+1 == len(entries) || entries[i+1].Arena != entries[i].Arena {
+			entries[i].Arena.Release(n)
+			n = 0
+		}
 	}
 }
 

@@ -11,7 +11,7 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
 packages=(ingest mapping store)
-bench=${BENCH:-'^Benchmark(DecodePublish|Receive|Match|Map|MapEach|EncodeBatch|LedgerLookup)$'}
+bench=${BENCH:-'^Benchmark(DecodePublish|Receive|ReceiveAndMap|Match|Map|MapEach|EncodeBatch|LedgerLookup)$'}
 list=$setup_dir/allocations.txt
 results=$cache_dir/bench
 
