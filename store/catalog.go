@@ -29,6 +29,8 @@ type catalogTable struct {
 	partitioned bool // by range over the column time alone
 	writable    bool // the role may insert
 	owned       bool // the role may change the table
+	copied      bool // COPY does what an insert does
+	triggers    bool // a trigger runs before the insert of a row
 	columns     map[string]catalogColumn
 	uniqueKeys  [][]string // columns of each unique index that on conflict can use, sorted
 }
@@ -40,6 +42,7 @@ type catalogColumn struct {
 	typeName  string
 	required  bool // not null and without default
 	generated bool
+	identity  bool // always generated, unless the value is copied
 	readable  bool // the role may select it
 }
 
@@ -58,12 +61,17 @@ func inspect(ctx context.Context, db querier, t *mapping.Table) (*catalogTable, 
 		select c.oid, n.nspname::text, c.relname::text, c.relkind::text,
 		       has_table_privilege(c.oid, 'insert') or has_any_column_privilege(c.oid, 'insert'), pg_has_role(c.relowner, 'usage'),
 		       coalesce(p.partstrat = 'r' and p.partnatts = 1 and
-		                (select a.attname from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum = p.partattrs[0]) = 'time', false)
+		                (select a.attname from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum = p.partattrs[0]) = 'time', false),
+		       c.relkind in ('r', 'p') and not row_security_active(c.oid) and
+		       not exists (select from pg_catalog.pg_rewrite r where r.ev_class = c.oid) and
+		       not exists (select from pg_catalog.pg_partition_tree(c.oid) t join pg_catalog.pg_class f on f.oid = t.relid where f.relkind = 'f'),
+		       exists (select from pg_catalog.pg_trigger t where t.tgtype & 7 = 7 and t.tgenabled <> 'D' and not t.tgisinternal and
+		               (t.tgrelid = c.oid or t.tgrelid in (select t.relid from pg_catalog.pg_partition_tree(c.oid) t)))
 		from pg_catalog.pg_class c
 		join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 		left join pg_catalog.pg_partitioned_table p on p.partrelid = c.oid
 		where c.oid = pg_catalog.to_regclass($1)`, tableIdentifier(t).Sanitize()).
-		Scan(&c.oid, &c.schema, &c.name, &kind, &insert, &c.owned, &c.partitioned)
+		Scan(&c.oid, &c.schema, &c.name, &kind, &insert, &c.owned, &c.partitioned, &c.copied, &c.triggers)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil
 	}
@@ -78,7 +86,7 @@ func inspect(ctx context.Context, db querier, t *mapping.Table) (*catalogTable, 
 	rows, err := db.Query(ctx, `
 		select a.attname::text, case when t.typtype = 'd' then t.typbasetype else t.oid end,
 		       `+columnKind+`, pg_catalog.format_type(a.atttypid, a.atttypmod),
-		       a.attnotnull and not a.atthasdef and a.attidentity = '', a.attgenerated <> '',
+		       a.attnotnull and not a.atthasdef and a.attidentity = '', a.attgenerated <> '', a.attidentity = 'a',
 		       has_column_privilege(a.attrelid, a.attnum, 'select')
 		from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid
 		where a.attrelid = $1::oid and a.attnum > 0 and not a.attisdropped
@@ -87,7 +95,7 @@ func inspect(ctx context.Context, db querier, t *mapping.Table) (*catalogTable, 
 		return nil, fmt.Errorf("look up columns of %s: %w", tableName(t), err)
 	}
 	var column catalogColumn
-	_, err = pgx.ForEachRow(rows, []any{&column.name, &column.oid, &column.kind, &column.typeName, &column.required, &column.generated, &column.readable}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&column.name, &column.oid, &column.kind, &column.typeName, &column.required, &column.generated, &column.identity, &column.readable}, func() error {
 		c.columns[column.name] = column
 		return nil
 	})
@@ -167,6 +175,13 @@ func (c *catalogTable) identifier() pgx.Identifier { return pgx.Identifier{c.sch
 func sameType(have, want uint32) bool {
 	text := func(oid uint32) bool { return oid == pgtype.TextOID || oid == pgtype.VarcharOID }
 	return have == want || text(have) && text(want)
+}
+
+// copyable says whether rows of these columns can be copied into the table as they are inserted. COPY
+// passes over rules, is refused where row level security holds and for views, and writes the values of
+// identity columns that an insert is refused for. Foreign tables are left alone.
+func (c *catalogTable) copyable(columns []mapping.Column) bool {
+	return c.copied && !slices.ContainsFunc(columns, func(want mapping.Column) bool { return c.columns[want.Name].identity })
 }
 
 // unique says whether on conflict (key) can be used.

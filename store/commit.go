@@ -148,8 +148,11 @@ func (w *Writer) attempt(ctx context.Context, b *batch) (*outcome, error) {
 		progress()
 	}
 	wait := w.cfg.lineLock
-	if !careful {
+	for again := !careful; again; {
 		err = w.insertAll(ctx, conn.Conn().PgConn(), w.guard(wait), b, live, o)
+		if again = w.uncopied(err, live); again {
+			progress()
+		}
 	}
 	failed := (*attemptError)(nil)
 	if careful || errors.As(err, &failed) && (failed.verdict == verdictData || failed.verdict == verdictRoute) {
@@ -175,6 +178,9 @@ func (w *Writer) attempt(ctx context.Context, b *batch) (*outcome, error) {
 	}
 	w.note(b, live, o)
 	progress()
+	for _, in := range live {
+		in.learn(o.tallies.of(in.plan.route.Name).duplicate > 0)
+	}
 	w.recount(ctx, conn.Conn(), b, live, o)
 	return o, nil
 }
@@ -279,6 +285,9 @@ func (w *Writer) insertAll(ctx context.Context, conn *pgconn.PgConn, guard *stat
 		for _, s := range in.parts {
 			statements, owner = append(statements, &s.statement), append(owner, in)
 		}
+		if in.check != nil {
+			statements, owner = append(statements, in.check), append(owner, in)
+		}
 	}
 	letters, err := insertDeadLetters(w.cfg.Schema, o.letters, b.cuts())
 	if err != nil {
@@ -305,6 +314,30 @@ func (w *Writer) insertAll(ctx context.Context, conn *pgconn.PgConn, guard *stat
 		w.count(o, in, len(in.units))
 	}
 	return nil
+}
+
+// uncopied prepares inserts for what could not be copied, and says whether that is to be tried at once:
+// the keys of some rows are in the table, or the table takes no COPY. Whatever else COPY was refused for,
+// isolation finds with inserts.
+func (w *Writer) uncopied(err error, live []*insertion) bool {
+	failed, refused := (*attemptError)(nil), (*pgconn.PgError)(nil)
+	if !errors.As(err, &failed) || failed.route == nil || !errors.As(err, &refused) {
+		return false
+	}
+	i := slices.IndexFunc(live, func(in *insertion) bool { return in.plan.route == failed.route })
+	if !live[i].copying {
+		return false
+	}
+	live[i].refusedCopy()
+	switch refused.Code {
+	case "0A000", "42809": // feature not supported, wrong object type
+		w.tables.uncopied(failed.route)
+	case "23505": // unique violation
+	default:
+		return false
+	}
+	live[i].insert()
+	return true
 }
 
 // judged wraps an error of a statement with what it means. Only the statement of a route can be the

@@ -2,9 +2,11 @@ package store
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/mqttpg/bridge/mapping"
 )
 
@@ -17,7 +19,12 @@ func DDL(t *mapping.Table) []string {
 	}
 	lines := make([]string, 0, len(t.Columns)+1)
 	for _, c := range t.Columns {
-		lines = append(lines, "    "+columnDefinition(c))
+		line := "    " + columnDefinition(c)
+		if c.OID == pgtype.TextOID && slices.Contains(t.KeyColumns, c.Name) {
+			// The index compares bytes and need not ask the locale, which costs a tenth of an insert and more.
+			line = "    " + columnDefinition(mapping.Column{Name: c.Name, Type: c.Type + ` collate "C"`, NotNull: c.NotNull})
+		}
+		lines = append(lines, line)
 	}
 	lines = append(lines, "    primary key ("+quoteAll(t.KeyColumns)+")")
 	statements := []string{"create table " + tableIdentifier(t).Sanitize() + " (\n" + strings.Join(lines, ",\n") + "\n)" + partitioned}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/binary"
 	"fmt"
@@ -13,13 +14,8 @@ import (
 	"github.com/mqttpg/bridge/mapping"
 )
 
-const (
-	// maxParams is what the protocol's 16-bit count allows in one statement.
-	maxParams = 65535
-	// keepBuffer is the size up to which a column's buffer is kept for the next batch; a single
-	// message of many megabytes must not occupy its memory for ever.
-	keepBuffer = 1 << 20
-)
+// maxParams is what the protocol's 16-bit count allows in one statement.
+const maxParams = 65535
 
 // typeMap knows the array type of every built-in type. It is only read.
 var typeMap = pgtype.NewMap()
@@ -41,7 +37,7 @@ func arrayOID(oid uint32) (uint32, bool) {
 	return array.OID, true
 }
 
-// plan is how the rows of one route are inserted into its table as the table is now.
+// plan is how the rows of one route are written to its table as the table is now.
 type plan struct {
 	table    string // for people
 	route    *mapping.Route
@@ -51,6 +47,9 @@ type plan struct {
 	conflict string   // on conflict clause; empty when the table has no such unique index
 	unnest   string
 	altered  string // null, or an error where a column's type is not the one that was looked at
+	copy     string // copy t (columns) from stdin; empty: the rows are inserted
+	drops    bool   // a trigger before the insert may let rows vanish
+	timeless bool   // the time is not in the key
 }
 
 // columnKind tells the type of a column a of pg_attribute, and its modifiers, in one number.
@@ -59,7 +58,7 @@ const columnKind = "a.atttypid::int8 * 4294967296 + a.atttypmod"
 // newPlan is asked after the table was looked at and found to suit.
 func newPlan(route *mapping.Route, table *catalogTable) *plan {
 	columns := route.Table.Columns
-	p := &plan{table: tableName(&route.Table), route: route}
+	p := &plan{table: tableName(&route.Table), route: route, timeless: !slices.Contains(route.Table.KeyColumns, "time")}
 	var names, params, kinds []string
 	for i, column := range columns {
 		names = append(names, pgx.Identifier{column.Name}.Sanitize())
@@ -85,6 +84,10 @@ func newPlan(route *mapping.Route, table *catalogTable) *plan {
 		literal(tableIdentifier(&route.Table).Sanitize()) + "::regclass and a.attnum > 0 and " + columnKind +
 		" <> case a.attname " + strings.Join(kinds, " ") + " end limit 1)"
 	p.unnest += " where " + p.altered + " is null"
+	if table.copyable(columns) {
+		p.copy = "copy " + tableIdentifier(&route.Table).Sanitize() + " (" + strings.Join(names, ", ") + ") from stdin (format binary)"
+		p.drops = table.triggers
+	}
 	return p
 }
 
@@ -123,37 +126,62 @@ type unit struct {
 	rows  []mapping.Row
 }
 
-// rowRef is a row on its way into a statement.
+// rowRef is a row on its way into a statement. day and device are what its place in the order is mostly
+// decided by.
 type rowRef struct {
-	row  *mapping.Row
-	unit int
+	row    *mapping.Row
+	device uint64 // the first bytes of DeviceID
+	day    int32
+	unit   int32
 }
 
-// sortedRows puts rows in the order of their key. Every writer of every replica does, so that two
-// transactions that meet in the same keys wait for one another instead of deadlocking. Equal keys
-// stay in the order of receipt: the first is inserted, the others are its duplicates.
-func sortedRows(units []unit, into []rowRef) []rowRef {
+const microsecondsPerDay = 24 * 60 * 60 * 1_000_000
+
+func refer(row *mapping.Row, unit int) rowRef {
+	day := row.Time / microsecondsPerDay
+	if row.Time%microsecondsPerDay < 0 {
+		day--
+	}
+	var device [8]byte
+	copy(device[:], row.DeviceID)
+	return rowRef{row: row, unit: int32(unit), day: int32(day), device: binary.BigEndian.Uint64(device[:])}
+}
+
+// sorted puts rows in the order of their day and key. Every writer of every replica does, so that two
+// transactions that meet in the same keys wait for one another instead of deadlocking. The day is in
+// front because COPY gathers rows by partition before it inserts them: with all rows of a partition side
+// by side it keeps the order. Equal keys stay in the order of receipt: the first is inserted, the
+// others are its duplicates.
+func (p *plan) sorted(units []unit, into []rowRef) []rowRef {
 	into = into[:0]
 	for i := range units {
 		for j := range units[i].rows {
-			into = append(into, rowRef{&units[i].rows[j], i})
+			into = append(into, refer(&units[i].rows[j], i))
 		}
 	}
-	slices.SortStableFunc(into, func(a, b rowRef) int { return compareKeys(a.row, b.row) })
+	slices.SortStableFunc(into, func(a, b rowRef) int {
+		if a.day != b.day && !p.timeless {
+			return cmp.Compare(a.day, b.day)
+		}
+		if a.device != b.device {
+			return cmp.Compare(a.device, b.device)
+		}
+		return p.compareKeys(a.row, b.row)
+	})
 	return into
 }
 
-func compareKeys(a, b *mapping.Row) int {
+func (p *plan) compareKeys(a, b *mapping.Row) int {
 	if c := strings.Compare(a.DeviceID, b.DeviceID); c != 0 {
 		return c
 	}
-	if c := cmp.Compare(a.Time, b.Time); c != 0 {
+	if c := cmp.Compare(a.Time, b.Time); c != 0 && !p.timeless {
 		return c
 	}
-	return slices.Compare(a.MessageID[:], b.MessageID[:])
+	return bytes.Compare(a.MessageID[:], b.MessageID[:])
 }
 
-// insertion is the insert of some units of one route. Its memory is used again by the next.
+// insertion is the writing of some units of one route. Its memory is used again by the next.
 type insertion struct {
 	plan  *plan
 	units []unit
@@ -161,6 +189,14 @@ type insertion struct {
 	parts []*part
 
 	failing bool // the last attempt did not succeed
+
+	// copying says that the rows go by COPY, which fails on a key that is there. That costs PostgreSQL
+	// less than half, and a batch that was refused is inserted. After that, COPY is tried again when as many
+	// batches in a row as patience says met no duplicate.
+	copying  bool
+	check    *statement // after the COPY: fails where a column's type is not the one that was looked at
+	patience int
+	clean    int
 
 	// several says that a message has more than one row, so that the number of rows inserted does
 	// not tell how many messages were written: the database is asked which ones they are.
@@ -185,15 +221,74 @@ type rowKey struct {
 
 func keyOf(row *mapping.Row) rowKey { return rowKey{row.DeviceID, row.Time, row.MessageID} }
 
-// prepare makes the statements for units.
+// maxPatience bounds insertion.patience.
+const maxPatience = 64
+
+// prepare makes the statements for units. The first attempt at them may be a COPY.
 func (in *insertion) prepare(p *plan, units []unit) {
+	in.gather(p, units)
+	if in.copies() {
+		in.copying = true
+		in.parts = append(in.parts, &part{rows: in.rows, statement: statement{sql: p.copy, copied: in.rows, columns: len(p.oids)}})
+		// COPY does not look at the types itself as the inserts do. It has the lock that keeps them.
+		in.check = &statement{sql: "select " + p.altered}
+		return
+	}
+	in.insert()
+}
+
+// prepareInsert makes statements for units that do not fail over a duplicate.
+func (in *insertion) prepareInsert(p *plan, units []unit) {
+	in.gather(p, units)
+	in.insert()
+}
+
+// gather sorts the rows of units.
+func (in *insertion) gather(p *plan, units []unit) {
 	in.plan, in.units = p, units
-	in.rows = sortedRows(units, in.rows)
+	in.rows = p.sorted(units, in.rows)
 	in.parts = in.parts[:0]
-	in.several, in.inserted = false, nil
+	in.copying, in.check, in.several, in.inserted = false, nil, false, nil
 	for i := range units {
 		in.several = in.several || len(units[i].rows) != 1
 	}
+}
+
+// copies says whether COPY is worth trying, and can be accounted for: of messages with several rows it
+// is not known afterwards which rows a trigger let vanish.
+func (in *insertion) copies() bool {
+	if in.plan.copy == "" || in.clean < in.patience || in.several && in.plan.drops {
+		return false
+	}
+	for i := 1; in.plan.conflict != "" && i < len(in.rows); i++ {
+		if in.plan.compareKeys(in.rows[i-1].row, in.rows[i].row) == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// refusedCopy notes that COPY failed over the rows.
+func (in *insertion) refusedCopy() {
+	in.patience, in.clean = min(2*in.patience+1, maxPatience), 0
+}
+
+// learn notes of a batch that was committed whether it met duplicates.
+func (in *insertion) learn(duplicates bool) {
+	switch {
+	case in.copying:
+		in.patience /= 2
+	case duplicates:
+		in.clean = 0
+	default:
+		in.clean++
+	}
+}
+
+// insert makes the statements that insert the rows.
+func (in *insertion) insert() {
+	p := in.plan
+	in.copying, in.check, in.parts = false, nil, in.parts[:0]
 	if p.arrays != nil {
 		for rows := in.rows; len(rows) > 0; {
 			n, size := 0, 0
@@ -255,12 +350,24 @@ func (in *insertion) readKey(s *part, values [][]byte) error {
 	return nil
 }
 
+// unsure says that rows of messages with several vanished in a COPY, nobody knows which: the trigger is
+// newer than the plan.
+func (in *insertion) unsure() bool {
+	return in.copying && in.several && in.plan.conflict != "" && in.parts[0].affected < int64(len(in.rows))
+}
+
 // result says how many rows were inserted, for how many messages at least one, and how many messages
 // vanished: the table took their rows without an error and kept none, and they cannot be there already,
 // for nothing is recognised there.
 func (in *insertion) result() (rows, written, vanished uint64) {
 	mayBeThere := in.plan.conflict != "" && in.plan.route.Keyed
 	messages := uint64(len(in.units))
+	if in.copying {
+		mayBeThere = false // it would have failed
+	}
+	if in.unsure() {
+		return uint64(in.parts[0].affected), messages, 0
+	}
 	if !in.several {
 		for _, s := range in.parts {
 			rows += uint64(s.affected)
@@ -282,10 +389,10 @@ func (in *insertion) result() (rows, written, vanished uint64) {
 		}
 		for i, ref := range s.rows {
 			// Of equal keys the first was inserted, if any; they stand side by side.
-			if i > 0 && compareKeys(s.rows[i-1].row, ref.row) == 0 {
+			if i > 0 && in.plan.compareKeys(s.rows[i-1].row, ref.row) == 0 {
 				continue
 			}
-			if _, inserted := in.inserted[keyOf(ref.row)]; inserted || s.complete {
+			if _, inserted := in.inserted[keyOf(ref.row)]; inserted || s.complete || in.copying {
 				rows++
 				wrote[ref.unit] = true
 			}

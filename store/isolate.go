@@ -199,7 +199,7 @@ func (is *isolation) halve(ctx context.Context, in *insertion, g *group, units [
 
 // try inserts units behind a savepoint, in one round trip.
 func (is *isolation) try(ctx context.Context, in *insertion, units []unit) error {
-	in.prepare(in.plan, units)
+	in.prepareInsert(in.plan, units)
 	statements := []*statement{{sql: "savepoint part"}}
 	for _, s := range in.parts {
 		statements = append(statements, &s.statement)

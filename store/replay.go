@@ -569,7 +569,7 @@ func (tx *replayTransaction) try(ctx context.Context, letters []*replayed) error
 			in = &insertion{}
 			tx.insertions[g.route] = in
 		}
-		in.prepare(tx.plans[g.route], g.units)
+		in.prepareInsert(tx.plans[g.route], g.units)
 		live = append(live, in)
 		for _, s := range in.parts {
 			statements, owner = append(statements, &s.statement), append(owner, in)

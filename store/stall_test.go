@@ -90,7 +90,7 @@ func TestStatementsAreBounded(t *testing.T) {
 		units = append(units, unit{rows: []mapping.Row{{Time: int64(i), Fields: field}}})
 	}
 	in := &insertion{}
-	in.prepare(p, units)
+	in.prepareInsert(p, units)
 	if len(in.parts) != 3 {
 		t.Fatalf("%d statements, want 3", len(in.parts))
 	}

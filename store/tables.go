@@ -179,6 +179,24 @@ func (t *Tables) known(route *mapping.Route) (_ *plan, parked string) {
 	return s.plan, ""
 }
 
+// uncopied notes that a route's table takes inserts alone, as long as it is not looked at again.
+func (t *Tables) uncopied(route *mapping.Route) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s := t.state(route); s.plan != nil {
+		p := *s.plan
+		p.copy = ""
+		s.plan = &p
+	}
+}
+
+// lookAgain has a route's table looked at before the next batch.
+func (t *Tables) lookAgain(route *mapping.Route) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.state(route).plan = nil
+}
+
 // failing says that the last attempt to write a route's table did not succeed.
 func (t *Tables) failing(route *mapping.Route) bool {
 	t.mu.Lock()

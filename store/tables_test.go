@@ -179,7 +179,7 @@ func TestDDL(t *testing.T) {
 	config := telemetry
 	config.Partition = "month"
 	got := DDL(&compile(t, config).All()[0].Table)
-	if len(got) != 2 || !strings.HasPrefix(got[0], "create table \"telemetry\" (\n    \"device_id\" text not null,\n") ||
+	if len(got) != 2 || !strings.HasPrefix(got[0], "create table \"telemetry\" (\n    \"device_id\" text collate \"C\" not null,\n") ||
 		!strings.HasSuffix(got[0], ",\n    primary key (\"device_id\", \"time\", \"message_id\")\n) partition by range (\"time\")") ||
 		got[1] != `create table "telemetry_default" partition of "telemetry" default` {
 		t.Errorf("statements\n%s", strings.Join(got, ";\n"))

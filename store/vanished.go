@@ -22,6 +22,16 @@ func (w *Writer) recount(ctx context.Context, conn *pgx.Conn, b *batch, live []*
 	for _, in := range live {
 		route := in.plan.route
 		t := o.tallies[route.Name]
+		if in.unsure() {
+			w.tables.lookAgain(route)
+			if there, err := w.present(ctx, conn, route, in.units); err == nil {
+				t.written, t.skipped[SkipRefusedByTable] = there, uint64(len(in.units))-there
+			} else {
+				_ = conn.Close(ctx)
+				return
+			}
+			continue
+		}
 		if t == nil || t.duplicate == 0 || in.plan.conflict == "" || !route.Keyed || !w.tables.mayVanish(route) {
 			continue
 		}
