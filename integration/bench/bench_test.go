@@ -94,7 +94,7 @@ func TestBench(t *testing.T) {
 	b.results, err = loadResults(b.dir)
 	must(t, err)
 
-	b.server = provider.StartDatabase(t, provider.DatabaseConfig{Settings: serverSettings})
+	b.server = sharedServer(t)
 	t.Run("warming up", func(t *testing.T) {
 		s := newStage(t, b.server, "", drainWork(b.messages/2, 1000))
 		b.machine = machine(t, s)
@@ -115,6 +115,12 @@ func TestBench(t *testing.T) {
 		})
 	}
 	b.inspect(t, only)
+}
+
+// sharedServer starts the database server of a test's stages.
+func sharedServer(t *testing.T) *provider.Database {
+	t.Helper()
+	return provider.StartDatabase(t, provider.DatabaseConfig{Settings: serverSettings})
 }
 
 // setting reads a variable of the environment.

@@ -4,6 +4,8 @@ package bench
 
 import (
 	"encoding/hex"
+	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -26,6 +28,7 @@ func liveWork(rate int, devices int) Work {
 //	p50, p90, p99, p999, max       milliseconds from due to committed
 //	system, broker, database       CPU seconds per million messages
 //	peak                           bytes of memory
+//	own                            CPU seconds per million messages of this process, which publishes and observes
 //	late                           milliseconds that the publisher was behind its schedule at most
 //
 // and, by numbers of latencies, their distribution.
@@ -45,11 +48,12 @@ func live(t *testing.T, s *Stage, system *System, duration time.Duration) (Figur
 	_, err := p.pace(t.Context(), &w, 1, warm+1)
 	must(t, err)
 	commits := watchCommits(t, s)
-	before := s.usage(pids)
+	before, own := s.usage(pids), cpuTime(os.Getpid())
 	late, err := p.pace(t.Context(), &w, warm+1, count+1)
 	must(t, err)
 	s.awaitRows(t, count+1, system.Tables...)
 	used := s.usage(pids).minus(before)
+	own = cpuTime(os.Getpid()) - own
 	commits.end(t)
 
 	n := float64(count - warm)
@@ -70,6 +74,7 @@ func live(t *testing.T, s *Stage, system *System, duration time.Duration) (Figur
 		"broker":   used.broker.Seconds() / n * 1e6,
 		"database": used.database.Seconds() / n * 1e6,
 		"peak":     float64(peak),
+		"own":      own.Seconds() / n * 1e6,
 		"late":     late.Seconds() * 1e3,
 	}, latencies
 }
@@ -112,9 +117,15 @@ func (s *Stage) latencies(t *testing.T, system *System, w *Work, from int, commi
 		var id string
 		var transaction int64
 		_, err = pgx.ForEachRow(rows, []any{&id, &transaction}, func() error {
-			if n := numberOf(id); n >= from {
-				all = append(all, commits.of(transaction).Sub(w.Time(n)).Seconds()*1e3)
+			n := numberOf(id)
+			if n < from {
+				return nil
 			}
+			at, seen := commits.of(transaction)
+			if !seen {
+				return fmt.Errorf("transaction %d of message %d was not seen to end", transaction, n)
+			}
+			all = append(all, at.Sub(w.Time(n)).Seconds()*1e3)
 			return nil
 		})
 		must(t, err)

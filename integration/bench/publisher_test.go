@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -68,6 +67,9 @@ func connectPublisher(ctx context.Context, address, clientID string) (*publisher
 	return p, nil
 }
 
+// gathering is for how long PUBACKs gather before they are counted: at a low rate each would wake this process.
+const gathering = 5 * time.Millisecond
+
 func (p *publisher) countAcknowledgements() {
 	defer close(p.done)
 	buffer, rest := make([]byte, 64<<10), 0
@@ -83,6 +85,7 @@ func (p *publisher) countAcknowledgements() {
 		if err != nil {
 			return
 		}
+		time.Sleep(gathering)
 	}
 }
 
@@ -167,9 +170,7 @@ const tick = 500 * time.Microsecond
 // the broker has acknowledged all. If it is held up, what became due meanwhile goes out at once; the event
 // time stays the one of the schedule, so that a delay is never hidden. It returns the longest delay.
 func (p *publisher) pace(ctx context.Context, w *Work, from, to int) (late time.Duration, err error) {
-	// The runtime's timers have the resolution of the network poller, a millisecond.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
+	// Not time.Sleep: the runtime's timers have the resolution of the network poller, a millisecond.
 	for n := from; n < to; {
 		if wait := time.Until(w.Time(n)); wait > 0 {
 			if err := ctx.Err(); err != nil {

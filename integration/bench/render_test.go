@@ -143,7 +143,7 @@ func renderLive(r *Result) (text, svg string) {
 		}
 		chart.Lines = append(chart.Lines, line)
 	}
-	text = "Milliseconds from the moment at which a message was due to the commit of its row; the last column is how late the publisher was at worst.\n\n" +
+	text = "Milliseconds from the moment at which a message was due to the commit of its row; the last columns are what the load generator takes, the observer\nincluded, and how late it was at worst.\n\n" +
 		table(flowing, "system, traffic", []column{
 			{"p50 ms", "p50", 1},
 			{"p90 ms", "p90", 1},
@@ -154,7 +154,7 @@ func renderLive(r *Result) (text, svg string) {
 			{"broker CPU s/M", "broker", 1},
 			{"database CPU s/M", "database", 1},
 			{"peak MiB", "peak", 1 << 20},
-			{"publisher late ms", "late", 1},
+			{"generator CPU s/M", "own", 1}, {"generator late ms", "late", 1},
 		}) + "\nWithout any traffic, percent of one core:\n\n" +
 		table(resting, "system", []column{{"own CPU %", "system", 1}, {"broker CPU %", "broker", 1}, {"database CPU %", "database", 1}, {"peak MiB", "peak", 1 << 20}})
 	chart.Wide = true

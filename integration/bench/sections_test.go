@@ -3,7 +3,6 @@
 package bench
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"strconv"
@@ -11,10 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/mqttpg/bridge/integration/bench/page"
-	"github.com/mqttpg/bridge/integration/provider"
 )
 
 // section is a part of the page.
@@ -135,67 +131,6 @@ func measureHistory(t *testing.T, b *suite) []*Point {
 	return b.play(t, jobs)
 }
 
-// fill writes a history of so many rows, a day's worth each day back from today on, in the shape in which a
-// bridge writes it, on two connections.
-func (b *suite) fill(t *testing.T, s *Stage, table string, rows int, today time.Time) {
-	t.Helper()
-	type task struct {
-		day  time.Time
-		rows int
-	}
-	tasks := make(chan task, rows/b.day+1)
-	for day, rest := today, rows; rest > 0; day, rest = day.AddDate(0, 0, -1), rest-b.day {
-		name := pgx.Identifier{table + day.Format("_p20060102")}.Sanitize()
-		_, err := s.db.Exec(t.Context(), fmt.Sprintf("create table if not exists %s partition of %s for values from ('%s') to ('%s')",
-			name, table, day.Format(time.RFC3339), day.AddDate(0, 0, 1).Format(time.RFC3339)))
-		must(t, err)
-		tasks <- task{day, min(rest, b.day)}
-	}
-	close(tasks)
-	const devices = 1000
-	span := func(day time.Time) time.Duration {
-		if day.Equal(today) {
-			return max(time.Since(today), time.Second) // no rows of the future
-		}
-		return 24 * time.Hour
-	}
-	results := make(chan error)
-	for range 2 {
-		go func() {
-			results <- func() error {
-				db, err := pgx.Connect(t.Context(), s.URL)
-				if err != nil {
-					return err
-				}
-				defer func() { _ = db.Close(context.WithoutCancel(t.Context())) }()
-				if _, err := db.Exec(t.Context(), "set synchronous_commit = off"); err != nil {
-					return err
-				}
-				for task := range tasks {
-					each := max(task.rows/devices, 1)
-					// Device by device, so that the index is written from one end to the other.
-					_, err := db.Exec(t.Context(), fmt.Sprintf(`insert into %s (device_id, "time", message_id, received_at, topic, id, temperature, humidity, battery, status)
-						select 'd' || lpad(device::text, 7, '0'), at, overlay(overlay(id placing '8' from 13) placing '8' from 17)::uuid, at,
-							's000/d' || lpad(device::text, 7, '0') || '/telemetry', id::uuid, 20 + n %% 100 / 10.0, 40 + n %% 300 / 10.0, 3 + n %% 10 / 10.0, 'ok'
-						from (select n, n / $1 as device, $2::timestamptz + (n %% $1 + n / $1 / 1000.0)::float8 * $3::interval as at from generate_series(0, $4 - 1) as n) as numbers,
-							lateral (select lpad(to_hex((extract(epoch from at) * 1000)::bigint), 12, '0') || substr(md5(n::text), 1, 20) as id) as ids`, table),
-						each, task.day, span(task.day)/time.Duration(each+1), task.rows)
-					if err != nil {
-						return fmt.Errorf("fill %s: %w", table, err)
-					}
-				}
-				return nil
-			}()
-		}()
-	}
-	for range 2 {
-		if err := <-results; err != nil {
-			t.Error(err)
-		}
-	}
-	s.checkpoint(t)
-}
-
 func measureDevices(t *testing.T, b *suite) []*Point {
 	var jobs []job
 	for _, devices := range b.devices {
@@ -285,7 +220,7 @@ const outageRate = 1000
 func measureOutage(t *testing.T, b *suite) []*Point {
 	p := &Point{System: "bridge", Label: "database away", X: b.outage.Seconds()}
 	t.Run(p.Label, func(t *testing.T) {
-		server := provider.StartDatabase(t, provider.DatabaseConfig{Settings: serverSettings})
+		server := sharedServer(t)
 		s := newStage(t, server, server.Fresh(t), liveWork(outageRate, 1000))
 		system := bridge("bridge", bridgeOptions{})
 		system.Subscribe(t, s)

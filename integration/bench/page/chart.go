@@ -209,10 +209,7 @@ func (a Axis) scale(values []float64) scale {
 		s.linear(most)
 	}
 	if a.Ticks != nil {
-		s.ticks = a.Ticks
-		for _, t := range a.Ticks {
-			s.from, s.to = min(s.from, t.At), max(s.to, t.At)
-		}
+		s.around(a.Ticks, least, most)
 	}
 	return s
 }
@@ -253,6 +250,22 @@ func (s *scale) logarithmic(least, most float64) {
 				s.ticks = append(s.ticks, Tick{at, Short(at)})
 			}
 		}
+	}
+}
+
+// around takes given ticks and leaves a little room on both sides of them and of the data.
+func (s *scale) around(ticks []Tick, least, most float64) {
+	for _, t := range ticks {
+		least, most = min(least, t.At), max(most, t.At)
+	}
+	const room = 0.05
+	s.ticks = ticks
+	if s.log {
+		stretch := math.Pow(max(most/least, 1.1), room)
+		s.from, s.to = least/stretch, most*stretch
+	} else {
+		stretch := max(most-least, 0.1) * room
+		s.from, s.to = least-stretch, most+stretch
 	}
 }
 
