@@ -26,7 +26,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test setup vet lint test-unit test-allocations test-integration test-image faults cover bench bench-ledger bench-micro benchstat build image fmt clean
+.PHONY: help demo test setup vet lint test-unit test-allocations test-integration test-image faults cover bench bench-peers bench-ledger bench-micro benchstat build image fmt clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -82,6 +82,11 @@ bench: ## measure everything, into docs/performance.md (BENCH_ONLY=drain,live BE
 	@# The quick form writes its page to a folder that it removes.
 	$(if $(BENCH_QUICK)$(BENCH_ONLY),,$(MAKE) bench-ledger)
 	$(if $(BENCH_QUICK),,BENCH_DOCS=$(CURDIR)/docs) go test -count=1 -timeout 0 -v -run '^TestBench$$' ./integration/bench
+
+bench-peers: ## the bridge beside Telegraf and the limits of this machine, into docs/performance.md (BENCH_ROUNDS=3)
+	@# Telegraf and what it needs are fetched and built for this alone.
+	go -C integration/bench/peers test -count=1 ./...
+	$(MAKE) bench BENCH_PEERS=1 BENCH_ONLY=drain,live,limits
 
 bench-ledger: ## what the delivery ledger costs, into docs/performance.md
 	BENCH_DOCS=$(CURDIR)/docs/performance.md go test ./store -run '^$$' -bench LedgerCost -benchtime 1x -timeout 30m

@@ -15,7 +15,6 @@ type filter struct {
 	text     string   // the topic filter proper: captures replaced by + and #
 	levels   []string // text, split at /
 	captures []capture
-	device   int // the level that is the device id, once the route is compiled; -1: none is it alone
 }
 
 // capture is a level of the pattern that has a name.
@@ -34,7 +33,7 @@ func parseFilter(pattern string) (filter, error) {
 	if strings.HasPrefix(pattern, "$share/") {
 		return filter{}, errors.New("must not begin with $share/: the bridge adds BRIDGE_MQTT_SHARE_NAME by itself")
 	}
-	f := filter{levels: strings.Split(pattern, "/"), device: -1}
+	f := filter{levels: strings.Split(pattern, "/")}
 	for i, level := range f.levels {
 		last := i == len(f.levels)-1
 		switch {

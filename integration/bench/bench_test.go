@@ -16,6 +16,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if job := os.Getenv(limitVariable); job != "" {
+		runLimit(job) // this is a child process
+	}
 	// Containers would add a proxy and hide their processes.
 	if err := os.Setenv("BRIDGE_TEST_PROVIDER", "processes"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -40,6 +43,8 @@ type scale struct {
 	sizes    []int // bytes
 	sessions []int
 	replicas []int
+	batches  []int // rows of a limit's batches
+	windows  []int // messages that a limit has under way
 	outage   time.Duration
 	around   time.Duration // traffic before and after the outage
 }
@@ -48,7 +53,7 @@ var full = scale{
 	rounds: 3, drain: []int{200_000, 1_000_000}, rates: []int{1000, 20_000}, live: 15 * time.Second, idle: 20 * time.Second,
 	messages: 200_000, history: []int{0, 1_000_000, 10_000_000, 50_000_000}, day: 1_000_000,
 	devices: []int{10, 1000, 100_000, 1_000_000}, all: 1_000_000, routes: []int{1, 10, 50, 200},
-	sizes: []int{50, 140, 1 << 10, 8 << 10, 64 << 10}, sessions: []int{1, 2, 4, 8}, replicas: []int{1, 2, 3},
+	sizes: []int{50, 140, 1 << 10, 8 << 10, 64 << 10}, sessions: []int{1, 2, 4, 8}, replicas: []int{1, 2, 3}, batches: []int{1000, 5000, 10_000}, windows: []int{bridgeWindow, 10_000, greatestWindow},
 	outage: 5 * time.Minute, around: 10 * time.Second,
 }
 
@@ -57,7 +62,7 @@ var quick = scale{
 	rounds: 1, drain: []int{3000}, rates: []int{500}, live: 500 * time.Millisecond, idle: 100 * time.Millisecond,
 	messages: 2000, history: []int{0, 2000}, day: 1000,
 	devices: []int{10, 1000}, all: 2000, routes: []int{1, 3},
-	sizes: []int{50, 1 << 10}, sessions: []int{2}, replicas: []int{2},
+	sizes: []int{50, 1 << 10}, sessions: []int{2}, replicas: []int{2}, batches: []int{500}, windows: []int{bridgeWindow},
 	outage: time.Second, around: 500 * time.Millisecond,
 }
 

@@ -5,11 +5,8 @@ package bench
 import (
 	"fmt"
 	"math"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
-	"testing"
 
 	"github.com/mqttpg/bridge/integration/bench/page"
 )
@@ -122,7 +119,7 @@ func renderDrain(r *Result) (text, svg string) {
 	columns := slices.Clone(costColumns)
 	columns[1].title = "own CPU s/M"
 	return "Messages that queued in the broker's session are drained by a process that is started for it; its start is counted.\n\n" +
-		table(r, "system, backlog", columns), bars.SVG()
+		table(r, "system, backlog", columns, against(r, "rate against the bridge", "rate"), against(r, "own CPU against the bridge", "system")), bars.SVG()
 }
 
 func renderLive(r *Result) (text, svg string) {
@@ -163,6 +160,17 @@ func renderLive(r *Result) (text, svg string) {
 		table(resting, "system", []column{{"own CPU %", "system", 1}, {"broker CPU %", "broker", 1}, {"database CPU %", "database", 1}, {"peak MiB", "peak", 1 << 20}})
 	chart.Wide = true
 	return text, page.SVG(chart)
+}
+
+// against tells how many times as much as the bridge a system has of a figure at the same value.
+func against(r *Result, title, figure string) func(p *Point) (string, string) {
+	return func(p *Point) (string, string) {
+		v := ratio(p, (Results{"": r}).find("", product, p.X), figure)
+		if math.IsNaN(v) || p.System == product {
+			return title, "–"
+		}
+		return title, page.Number(v) + " times"
+	}
 }
 
 // change tells by how much a figure differs from that of the first point of the same system.
@@ -277,56 +285,4 @@ func renderOutage(r *Result) (text, svg string) {
 	text = fmt.Sprintf("The database server is stopped while %s messages a second come, and started again. Every message has its row in the end.\n\n", page.Count(outageRate)) +
 		table(r, "", []column{{"seconds away", "away", 1}, {"messages", "rows", 1}, {"MiB before", "before", 1 << 20}, {"peak MiB", "peak", 1 << 20}, {"added in the last four fifths, MiB", "growth", 1 << 20}, {"seconds to catch up", "recovery", 1}})
 	return strings.Replace(text, "|  |", "| outage |", 1), page.SVG(chart)
-}
-
-// TestPage writes the page of every section from invented figures, a failed measurement among them.
-func TestPage(t *testing.T) {
-	dir := t.TempDir()
-	path := filepath.Join(dir, "performance.md")
-	const foreign = "# Performance\n\n<!-- ledger -->\nkept\n<!-- /ledger -->\n"
-	must(t, os.WriteFile(path, []byte(foreign), 0o644))
-	results := Results{}
-	for i, s := range sections {
-		r := &Result{Machine: "a machine", Commit: "abc", Date: "2026-11-24", Rounds: 2}
-		for n, x := range []float64{0, 1000, 50e6} {
-			p := &Point{System: product, Label: fmt.Sprintf("%s %d", s.name, n), X: x}
-			if n != 2 {
-				for round := range 2 {
-					v := float64(100*i + 10*n + round + 1)
-					p.add(Figures{"rate": v, "system": v, "broker": v, "database": v, "peak": v, "p50": v, "p99": v, "from": v, "away": v, "growth": v})
-				}
-				p.Curve = [][2]float64{{1, 2}, {10, 3}}
-			}
-			r.Points = append(r.Points, p)
-		}
-		results[s.name] = r
-	}
-	must(t, results.save(dir))
-	first, err := os.ReadFile(path)
-	must(t, err)
-
-	again, err := loadResults(dir)
-	must(t, err)
-	must(t, again.save(dir))
-	second, err := os.ReadFile(path)
-	must(t, err)
-	if string(first) != string(second) {
-		t.Errorf("the page made of the saved results differs:\n%s\n---\n%s", first, second)
-	}
-
-	for _, want := range []string{"\nkept\n", "a machine", "| drain 1 | 11.5 (11.0 to 12.0) |", "| drain 2 | – |", "medians of 2 rounds"} {
-		if !strings.Contains(string(first), want) {
-			t.Errorf("the page lacks %q:\n%s", want, first)
-		}
-	}
-	for _, s := range sections {
-		svg, err := os.ReadFile(filepath.Join(dir, "performance", s.name+".svg"))
-		must(t, err)
-		if text := string(svg); strings.Contains(text, "NaN") || strings.Contains(text, "Inf") || !strings.Contains(text, "<svg ") {
-			t.Errorf("section %s has the plot\n%s", s.name, svg)
-		}
-	}
-	if strings.Contains(string(first), "NaN") || strings.Contains(string(first), "Inf") {
-		t.Errorf("the page has figures that are none:\n%s", first)
-	}
 }

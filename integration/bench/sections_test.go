@@ -25,6 +25,7 @@ type section struct {
 var sections = []section{
 	{"drain", "Draining a backlog", measureDrain, renderDrain},
 	{"live", "Live traffic", measureLive, renderLive},
+	{"limits", "The limits of this machine", measureLimits, renderLimits},
 	{"history", "Growth with the table", measureHistory, renderHistory},
 	{"devices", "Growth with the number of devices", measureDevices, renderDevices},
 	{"routes", "Growth with the number of routes", measureRoutes, renderRoutes},
@@ -72,7 +73,7 @@ var curvePlaces = []float64{0.5, 0.25, 0.1, 0.05, 0.025, 0.01, 0.005, 0.0025, 0.
 func measureLive(t *testing.T, b *suite) []*Point {
 	var jobs []job
 	for _, system := range systems(t) {
-		if system.Subscribe == nil || system.Progress != nil {
+		if system.Limit || system.Subscribe == nil || system.Progress != nil {
 			continue // a limit that has no latency
 		}
 		for _, rate := range b.rates {

@@ -18,6 +18,9 @@ import (
 type System struct {
 	Name string
 
+	// Limit says that it is a part of a system, which has no latency.
+	Limit bool
+
 	// Tables are where its rows arrive. Unless Progress is given they need a column id with the id of
 	// the payload as uuid or text.
 	Tables []string
