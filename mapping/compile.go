@@ -124,6 +124,7 @@ func (c *compiler) compile() {
 	}
 	c.each()
 	c.device()
+	r.findDevice()
 	c.time()
 	c.columns()
 	c.key()
@@ -247,6 +248,20 @@ func (c *compiler) device() {
 	r.device = c.single("DEVICE", c.config.Device)
 	if r.device.reads(sourceReceivedAt) {
 		c.fail("DEVICE", r.device.text, "a device must not be named by the time of receipt, which differs with each delivery")
+	}
+}
+
+// findDevice looks for the level that is the device id in each filter.
+func (r *Route) findDevice() {
+	if len(r.device.terms) != 1 || r.device.terms[0].source != sourceCapture {
+		return
+	}
+	for i := range r.filters {
+		for _, c := range r.filters[i].captures {
+			if c.name == r.device.terms[0].name && !c.rest {
+				r.filters[i].device = c.level
+			}
+		}
 	}
 }
 

@@ -68,7 +68,7 @@ func (t *columnType) appendArray(dst []byte, v value, clock *clock) ([]byte, pro
 	dst = append(dst, 0, 0, 0, 0)               // whether there are nulls: below
 	dst = binary.BigEndian.AppendUint32(dst, element.oid())
 	dst = append(dst, 0, 0, 0, 0, 0, 0, 0, 1) // size: below; the first index is 1
-	for item := range elements(v.str, nil, nil) {
+	for item := range elements(v.str, 0, nil, nil) {
 		e := rawValue(item)
 		if e.missing() {
 			nulls = 1
@@ -268,18 +268,25 @@ func (v value) uuid() (id [16]byte, ok bool) {
 	if len(s) > 2 && s[0] == '{' && s[len(s)-1] == '}' {
 		s = s[1 : len(s)-1]
 	}
+	if v.kind != kindText {
+		return id, false
+	}
+	return readUUID(s)
+}
+
+// readUUID reads 32 hexadecimal digits, with the usual hyphens or none.
+func readUUID(s string) (id [16]byte, ok bool) {
 	places := &plainUUID
 	switch {
-	case v.kind != kindText:
-		return id, false
 	case len(s) == 36 && s[8] == '-' && s[13] == '-' && s[18] == '-' && s[23] == '-':
 		places = &hyphenedUUID
 	case len(s) != 32:
 		return id, false
 	}
 	wrong := byte(0)
-	for i, at := range places {
-		high, low := hexDigits[s[at]], hexDigits[s[at+1]]
+	for i := range id {
+		two := s[places[i]:]
+		high, low := hexDigits[two[0]], hexDigits[two[1]]
 		id[i] = high<<4 | low&15
 		wrong |= high | low
 	}
@@ -288,8 +295,8 @@ func (v value) uuid() (id [16]byte, ok bool) {
 
 // Where the bytes of a UUID stand in its text.
 var (
-	plainUUID    = [16]byte{0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30}
-	hyphenedUUID = [16]byte{0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34}
+	plainUUID    = [16]uint8{0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30}
+	hyphenedUUID = [16]uint8{0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34}
 )
 
 func (v value) appendInet(dst []byte) ([]byte, problem) {

@@ -15,6 +15,7 @@ type filter struct {
 	text     string   // the topic filter proper: captures replaced by + and #
 	levels   []string // text, split at /
 	captures []capture
+	device   int // the level that is the device id, once the route is compiled; -1: none is it alone
 }
 
 // capture is a level of the pattern that has a name.
@@ -33,7 +34,7 @@ func parseFilter(pattern string) (filter, error) {
 	if strings.HasPrefix(pattern, "$share/") {
 		return filter{}, errors.New("must not begin with $share/: the bridge adds BRIDGE_MQTT_SHARE_NAME by itself")
 	}
-	f := filter{levels: strings.Split(pattern, "/")}
+	f := filter{levels: strings.Split(pattern, "/"), device: -1}
 	for i, level := range f.levels {
 		last := i == len(f.levels)-1
 		switch {

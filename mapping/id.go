@@ -35,8 +35,10 @@ func appendPart(dst []byte, s string) []byte {
 
 // elementHash identifies one element of an array in the message with the given hash.
 func elementHash(message [sha256.Size]byte, element int) [sha256.Size]byte {
-	b := binary.BigEndian.AppendUint64(message[:], uint64(element))
-	return sha256.Sum256(b)
+	var b [sha256.Size + 8]byte
+	copy(b[:], message[:])
+	binary.BigEndian.PutUint64(b[sha256.Size:], uint64(element))
+	return sha256.Sum256(b[:])
 }
 
 // deliveryID is a UUIDv7: the time of receipt, and a hash over the delivery's seed.

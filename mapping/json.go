@@ -32,7 +32,7 @@ func checkJSON(text string) problem {
 }
 
 // check reads a JSON text into the slots of the tree below n, and says what hinders it from being one.
-func (r *reader) check(text string, n *node, slots []string) problem {
+func (r *reader) check(text string, n *node, slots []place) problem {
 	switch {
 	case r.document(trimJSON(text), n, slots) && (!r.wide || utf8.ValidString(text)):
 		return problem{}
@@ -351,18 +351,18 @@ func (n *node) element(index int) *node {
 	return nil
 }
 
-// elements gives the elements of a raw array, each after what the tree below item asks for has been put
-// into its slots; item may be nil.
-func elements(raw string, item *node, slots []string) iter.Seq[string] {
+// elements gives the elements of the array that begins at start, each after what the tree below item asks
+// for has been put into its slots; item may be nil.
+func elements(text string, start int, item *node, slots []place) iter.Seq[string] {
 	return func(yield func(string) bool) {
-		r := reader{text: raw, slots: slots}
-		for i := skipBlanks(raw, 1); raw[i] != ']'; {
+		r := reader{text: text, slots: slots}
+		for i := skipBlanks(text, start+1); text[i] != ']'; {
 			end := r.value(i, item, 0)
-			if !yield(raw[i:end]) {
+			if !yield(text[i:end]) {
 				return
 			}
-			if i = skipBlanks(raw, end); raw[i] == ',' {
-				i = skipBlanks(raw, i+1)
+			if i = skipBlanks(text, end); text[i] == ',' {
+				i = skipBlanks(text, i+1)
 			}
 		}
 	}

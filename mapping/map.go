@@ -26,7 +26,8 @@ type scratch struct {
 	found   []match
 	topic   problem // what is wrong with it
 	buffer  []byte
-	slots   []string // what the nodes found in the document and, behind, in an element
+	ends    []int   // of the rows' fields
+	slots   []place // where the document has what its nodes ask for and, behind, an element what its ask for
 	reader  reader
 	checked bool    // payload was read as JSON
 	json    problem // what is wrong with it
@@ -68,7 +69,7 @@ func (r *Routes) mapCopy(m *Message, subscriptionIDs []uint32, arena *Arena, out
 	s.message, s.arena = m, arena
 	s.checked = false
 	if cap(s.slots) < r.slots {
-		s.slots, s.used = make([]string, r.slots), make([]bool, r.slots)
+		s.slots, s.used = make([]place, r.slots), make([]bool, r.slots)
 	}
 	s.slots, s.used = s.slots[:r.slots], s.used[:r.slots]
 	if !m.Retain && r.copies.repeats(s.levels, subscriptionIDs) {
@@ -133,10 +134,10 @@ func (s *scratch) begin(route *Route, filter int) {
 func (s *scratch) end() {
 	clear(s.levels)
 	clear(s.slots)
-	s.reader = reader{}
+	s.reader.text = ""
 	s.message, s.arena, s.route, s.filter, s.payload = nil, nil, nil, nil, ""
-	if cap(s.buffer) > 1<<16 || cap(s.levels) > 1<<10 {
-		s.buffer, s.levels = nil, nil
+	if cap(s.buffer) > 1<<16 || cap(s.levels) > 1<<10 || cap(s.ends) > 1<<10 {
+		s.buffer, s.levels, s.ends = nil, nil, nil
 	}
 }
 
@@ -224,19 +225,19 @@ func (s *scratch) room(payload int) int {
 }
 
 func (s *scratch) eachRow(hash [sha256.Size]byte) ([]Row, problem) {
-	raw := s.slots[s.route.each.slot]
+	raw := s.slots[s.route.each.slot].of(s.payload)
 	s.used[s.route.each.slot] = true
 	if raw == "" || raw[0] != '[' {
 		return nil, problem{ReasonInvalidEach, fmt.Sprintf("EACH = %s selects no array: %s", cut(s.route.eachText, 80), rawValue(raw).show())}
 	}
 	var (
 		rows   = s.arena.rows.open(1)
-		ends   []int
+		ends   = s.ends[:0]
 		fields = s.arena.bytes.open(s.room(len(raw)))
 		bad    problem
 	)
 	first, last := s.route.item.slot, s.route.item.end
-	for range elements(raw, &s.route.item, s.slots) {
+	for range elements(s.payload, int(s.slots[s.route.each.slot].begin), &s.route.item, s.slots) {
 		if len(rows) == maxElements {
 			bad = problem{ReasonInvalidEach, fmt.Sprintf("EACH = %s selects more than %d elements", cut(s.route.eachText, 80), maxElements)}
 			break
@@ -261,6 +262,7 @@ func (s *scratch) eachRow(hash [sha256.Size]byte) ([]Row, problem) {
 	}
 	rows, fields = s.arena.rows.keep(rows), s.arena.bytes.keep(fields)
 	start := 0
+	s.ends = ends
 	for i, end := range ends {
 		rows[i].hold(fields[start:end:end])
 		start = end
@@ -323,7 +325,7 @@ func (s *scratch) usual(c *column, fields []byte) ([]byte, bool) {
 	}
 	slot := c.from.terms[0].node.slot
 	s.used[slot] = true
-	raw := s.slots[slot]
+	raw := s.slots[slot].of(s.payload)
 	if raw == "" {
 		return appendNull(fields), true
 	}
@@ -337,8 +339,8 @@ func (s *scratch) usual(c *column, fields []byte) ([]byte, bool) {
 			return appendText(fields, raw[1:len(raw)-1]), true
 		}
 	case typeUUID:
-		if v := rawValue(raw); v.kind == kindText {
-			if id, ok := v.uuid(); ok {
+		if raw[0] == '"' {
+			if id, ok := readUUID(raw[1 : len(raw)-1]); ok {
 				return append(append(fields, 0, 0, 0, 16), id[:]...), true
 			}
 		}
@@ -346,8 +348,30 @@ func (s *scratch) usual(c *column, fields []byte) ([]byte, bool) {
 	return fields, false
 }
 
+// usualTime reads the time as it nearly always comes: a stamp with its offset, of a JSON path.
+func (s *scratch) usualTime() (micros int64, ok bool) {
+	e := &s.route.time
+	if len(e.terms) != 1 || e.terms[0].node == nil || s.route.clock.form > formRFC3339 || !s.document {
+		return 0, false
+	}
+	slot := e.terms[0].node.slot
+	s.used[slot] = true
+	raw := s.slots[slot].of(s.payload)
+	if raw == "" || raw[0] != '"' {
+		return 0, false
+	}
+	t, ok := readStamp(raw[1 : len(raw)-1])
+	micros, why := inRange(t.micros)
+	return micros, ok && t.zoned == zoneRFC3339 && why == ""
+}
+
 // device evaluates DEVICE.
 func (s *scratch) device() (string, problem) {
+	if level := s.filter.device; level >= 0 && level < len(s.levels) {
+		if id := s.levels[level]; id != "" && len(id) <= maxDevice {
+			return id, problem{}
+		}
+	}
 	v := s.eval(&s.route.device)
 	id, p := "", problem{}
 	switch v.kind {
@@ -381,6 +405,9 @@ func (s *scratch) time() (micros int64, reproducible bool, p problem) {
 	}
 	if s.route.time.terms == nil {
 		return received, false, problem{}
+	}
+	if micros, ok := s.usualTime(); ok {
+		return micros, true, problem{}
 	}
 	v := s.eval(&s.route.time)
 	switch {
@@ -448,7 +475,7 @@ func (s *scratch) appendPayload(fields []byte) []byte {
 	root := r.document
 	if r.Each {
 		root = &r.item
-		raw = s.slots[root.slot]
+		raw = s.slots[root.slot].of(s.payload)
 	}
 	if r.payload == payloadRest {
 		s.buffer, left = root.rest(s.buffer[:0], raw, s.used)
@@ -499,7 +526,7 @@ func (s *scratch) term(t *term) value {
 			return value{}
 		}
 		s.used[t.node.slot] = true
-		return rawValue(s.slots[t.node.slot])
+		return rawValue(s.slots[t.node.slot].of(s.payload))
 	case sourceUser:
 		for i := range m.UserProperties {
 			if m.UserProperties[i].Name == t.name {

@@ -13,15 +13,21 @@ import (
 // Its methods take the index at which something begins and return the one behind it, or fault.
 type reader struct {
 	text  string
-	slots []string
+	slots []place
 	wide  bool // a string holds bytes beyond ASCII, which nobody has looked at
 }
+
+// place is where a value stands in the text. The zero one is nowhere: no value is empty.
+type place struct{ begin, end uint32 }
+
+// of gives the value from its text; empty if it is nowhere.
+func (p place) of(text string) string { return text[p.begin:p.end] }
 
 const fault = -1
 
 // document reads a whole text, white space around it left away, and reports whether it is JSON, apart
 // from the bytes of its strings being UTF-8.
-func (r *reader) document(text string, n *node, slots []string) bool {
+func (r *reader) document(text string, n *node, slots []place) bool {
 	r.text, r.slots, r.wide = text, slots, false
 	return r.value(0, n, 0) == len(text)
 }
@@ -32,7 +38,7 @@ func (r *reader) value(i int, n *node, depth int) int {
 	if i >= len(r.text) {
 		return fault
 	}
-	if n != nil && r.slots[n.slot] != "" {
+	if n != nil && r.slots[n.slot].end > 0 {
 		clear(r.slots[n.slot:n.end])
 	}
 	end := fault
@@ -57,7 +63,7 @@ func (r *reader) value(i int, n *node, depth int) int {
 		end = r.number(i)
 	}
 	if n != nil && end > i {
-		r.slots[n.slot] = r.text[i:end]
+		r.slots[n.slot] = place{uint32(i), uint32(end)}
 	}
 	return end
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/tidwall/gjson"
@@ -68,9 +69,9 @@ var comparedPaths = []string{
 func compareReaders(t *testing.T, text string) {
 	t.Helper()
 	tree := treeOf(t, comparedPaths...)
-	slots := make([]string, tree.end)
+	places := make([]place, tree.end)
 	var r reader
-	p := r.check(text, tree, slots)
+	p := r.check(text, tree, places)
 	valid := json.Valid([]byte(text)) && utf8.ValidString(text) && !tooDeep(text)
 	if valid != (p.why == "") || strings.HasSuffix(p.why, "malformed") {
 		t.Fatalf("%q is JSON: %t, the reader says %q", text, valid, p.why)
@@ -79,6 +80,10 @@ func compareReaders(t *testing.T, text string) {
 		return
 	}
 	raw := trimJSON(text)
+	var slots []string
+	for _, p := range places {
+		slots = append(slots, p.of(raw))
+	}
 	want := make([]string, tree.end)
 	slotsByLibrary(tree, raw, want)
 	if !slices.Equal(slots, want) {
@@ -87,7 +92,7 @@ func compareReaders(t *testing.T, text string) {
 	if raw[0] == '[' {
 		var items []string
 		gjson.Parse(raw).ForEach(func(_, v gjson.Result) bool { items = append(items, v.Raw); return true })
-		if got := slices.Collect(elements(raw, nil, nil)); !slices.Equal(got, items) {
+		if got := slices.Collect(elements(raw, 0, nil, nil)); !slices.Equal(got, items) {
 			t.Fatalf("%q: elements %q, want %q", text, got, items)
 		}
 	}
@@ -133,12 +138,14 @@ func TestManyNames(t *testing.T) {
 		paths = append(paths, fmt.Sprintf("$.v%d", i))
 	}
 	tree := treeOf(t, paths...)
-	slots := make([]string, tree.end)
+	slots := make([]place, tree.end)
 	var r reader
 	for i := range 500 {
 		clear(slots)
-		r.check(fmt.Sprintf(`{"w%d":1,"v":2,"v%d":3,"v%dx":4}`, i, i, i), tree, slots)
-		for j, got := range slots[1:] {
+		text := fmt.Sprintf(`{"w%d":1,"v":2,"v%d":3,"v%dx":4}`, i, i, i)
+		r.check(text, tree, slots)
+		for j, p := range slots[1:] {
+			got := p.of(text)
 			if want := map[bool]string{true: "3"}[i == j]; got != want {
 				t.Fatalf("v%d: slot %d holds %q, want %q", i, j, got, want)
 			}
@@ -153,12 +160,13 @@ func FuzzReader(f *testing.F) {
 	f.Fuzz(compareReaders)
 }
 
-// FuzzUsual compares the short way of usual values into usual columns with the long one.
+// FuzzUsual compares the short way of usual values into usual columns, and to times, with the long one.
 func FuzzUsual(f *testing.F) {
 	for _, raw := range []string{
 		"1", "-1.50", "0", "-0.0", "123456789012345", "1234567890123456", "1e5", "1.7976931348623157e999", `"21.5"`, "true", "null", "{}", "[1]",
 		`""`, `"text"`, `"a\u0000"`, `"a\ud800"`, `"a\"b"`, `"é"`, `"01234567-89ab-cdef-0123-456789ABCDEF"`, `"{0123456789abcdef0123456789abcdef}"`,
 		`"0123456789abcdef0123456789abcdeg"`, `"01234567-89ab-cdef-0123+456789abcdef"`, `" 0123456789abcdef0123456789abcdef "`, `"0123456789abcdef0123456789abcde"`,
+		`"2026-01-02T03:04:05.678Z"`, `"2026-01-02t03:04:05+01:00"`, `"2026-01-02 03:04:05"`, `"2026-01-02T03:04:05+0100"`, `"0001-01-01T00:00:00+23:59"`, `"9999-12-31T23:59:60Z"`, "1767323045",
 	} {
 		f.Add(raw)
 	}
@@ -174,10 +182,17 @@ func FuzzUsual(f *testing.F) {
 			}
 			c := &columns[0]
 			c.from.terms[0].node = &node{}
-			s := scratch{slots: []string{raw}, used: make([]bool, 1), document: true}
+			s := scratch{slots: []place{{0, uint32(len(raw))}}, payload: raw, used: make([]bool, 1), document: true}
 			got, ok := s.usual(c, nil)
 			if want, p := c.typ.appendField(nil, rawValue(raw), &clock{}); ok && (p.why != "" || string(got) != string(want)) {
 				t.Fatalf("%s as %s: %x, and the long way %x %s", raw, typ, got, want, p.why)
+			}
+			for form, format := range []string{formAuto: "auto", formRFC3339: "rfc3339", formUnix: "unix", formLayout: time.RFC3339} {
+				s.route = &Route{time: c.from, clock: clock{format: format, form: clockForm(form)}}
+				got, ok := s.usualTime()
+				if want, why := s.route.clock.parse(rawValue(raw)); ok && (why != "" || got != want) {
+					t.Fatalf("%s as %s: %d, and the long way %d %s", raw, format, got, want, why)
+				}
 			}
 		}
 	})

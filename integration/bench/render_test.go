@@ -5,8 +5,11 @@ package bench
 import (
 	"fmt"
 	"math"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"testing"
 
 	"github.com/mqttpg/bridge/integration/bench/page"
 )
@@ -285,4 +288,56 @@ func renderOutage(r *Result) (text, svg string) {
 	text = fmt.Sprintf("The database server is stopped while %s messages a second come, and started again. Every message has its row in the end.\n\n", page.Count(outageRate)) +
 		table(r, "", []column{{"seconds away", "away", 1}, {"messages", "rows", 1}, {"MiB before", "before", 1 << 20}, {"peak MiB", "peak", 1 << 20}, {"added in the last four fifths, MiB", "growth", 1 << 20}, {"seconds to catch up", "recovery", 1}})
 	return strings.Replace(text, "|  |", "| outage |", 1), page.SVG(chart)
+}
+
+// TestPage writes the page of every section from invented figures, a failed measurement among them.
+func TestPage(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "performance.md")
+	const foreign = "# Performance\n\n<!-- ledger -->\nkept\n<!-- /ledger -->\n"
+	must(t, os.WriteFile(path, []byte(foreign), 0o644))
+	results := Results{}
+	for i, s := range sections {
+		r := &Result{Machine: "a machine", Commit: "abc", Date: "2026-11-24", Rounds: 2}
+		for n, x := range []float64{0, 1000, 50e6} {
+			p := &Point{System: product, Label: fmt.Sprintf("%s %d", s.name, n), X: x}
+			if n != 2 {
+				for round := range 2 {
+					v := float64(100*i + 10*n + round + 1)
+					p.add(Figures{"rate": v, "system": v, "broker": v, "database": v, "peak": v, "p50": v, "p99": v, "from": v, "away": v, "growth": v})
+				}
+				p.Curve = [][2]float64{{1, 2}, {10, 3}}
+			}
+			r.Points = append(r.Points, p)
+		}
+		results[s.name] = r
+	}
+	must(t, results.save(dir))
+	first, err := os.ReadFile(path)
+	must(t, err)
+
+	again, err := loadResults(dir)
+	must(t, err)
+	must(t, again.save(dir))
+	second, err := os.ReadFile(path)
+	must(t, err)
+	if string(first) != string(second) {
+		t.Errorf("the page made of the saved results differs:\n%s\n---\n%s", first, second)
+	}
+
+	for _, want := range []string{"\nkept\n", "a machine", "| drain 1 | 11.5 (11.0 to 12.0) |", "| drain 2 | – |", "medians of 2 rounds"} {
+		if !strings.Contains(string(first), want) {
+			t.Errorf("the page lacks %q:\n%s", want, first)
+		}
+	}
+	for _, s := range sections {
+		svg, err := os.ReadFile(filepath.Join(dir, "performance", s.name+".svg"))
+		must(t, err)
+		if text := string(svg); strings.Contains(text, "NaN") || strings.Contains(text, "Inf") || !strings.Contains(text, "<svg ") {
+			t.Errorf("section %s has the plot\n%s", s.name, svg)
+		}
+	}
+	if strings.Contains(string(first), "NaN") || strings.Contains(string(first), "Inf") {
+		t.Errorf("the page has figures that are none:\n%s", first)
+	}
 }

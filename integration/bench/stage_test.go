@@ -127,6 +127,9 @@ func (s *Stage) rows(t *testing.T, tables ...string) int {
 // patience with a system that makes no progress.
 const patience = 90 * time.Second
 
+// endurance bounds any wait for rows: something may write on and on.
+const endurance = 20 * time.Minute
+
 // awaitRows returns when the tables hold so many rows together. It looks at the write-ahead log, which costs
 // nothing, and counts when that has come to rest.
 func (s *Stage) awaitRows(t *testing.T, want int, tables ...string) {
@@ -134,8 +137,11 @@ func (s *Stage) awaitRows(t *testing.T, want int, tables ...string) {
 	const pause, rest, little = 50 * time.Millisecond, 250 * time.Millisecond, 32 << 10
 	got, progress := -1, time.Now()
 	quiet, position := time.Now(), s.wal(t)
-	for {
+	for begun := progress; ; {
 		time.Sleep(pause)
+		if time.Since(begun) > endurance {
+			t.Fatalf("no end after %v", endurance)
+		}
 		if now := s.wal(t); now-position > little {
 			quiet, position = time.Now(), now
 			continue
