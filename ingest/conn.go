@@ -96,9 +96,10 @@ type conn struct {
 	// Of the reading goroutine.
 	reader    *bufio.Reader
 	header    [5]byte
-	passing   []byte    // to be given to paho first,
-	passLeft  int       // then so many bytes of reader
-	completed []byte    // PUBCOMPs to be written: a burst of PUBRELs is answered in one write
+	passing   []byte // to be given to paho first,
+	passLeft  int    // then so many bytes of reader
+	completed []byte // PUBCOMPs to be written: a burst of PUBRELs is answered in one write
+	pace      pace
 	readAt    time.Time // when the bytes arrived that are in the buffer
 	arena     *mapping.Arena
 	delivered Delivery // the last one, used again for the next
@@ -124,17 +125,21 @@ func (c *conn) ended() bool { return c.ctx.Err() != nil }
 
 func (c *conn) cause() error { return context.Cause(c.ctx) }
 
-// watchedReader notes when bytes arrive, a whole buffer at a time. Before it waits for more, the PUBCOMPs
-// that were collected leave: the next packet may be long on its way.
+// watchedReader notes when bytes arrive, a whole buffer at a time, and lets them gather as pace says. Before
+// it waits for more, the PUBCOMPs that were collected leave: the next packet may be long on its way.
 type watchedReader struct{ c *conn }
 
 func (r watchedReader) Read(p []byte) (int, error) {
 	if err := r.c.writeCompleted(); err != nil {
 		return 0, err
 	}
+	if d := r.c.pace.pause(); d > 0 {
+		time.Sleep(d)
+	}
 	n, err := r.c.raw.Read(p)
 	if n > 0 {
 		r.c.readAt = time.Now()
+		r.c.pace.read(n == len(p), r.c.readAt)
 		r.c.keepAlive.read(r.c.readAt)
 	}
 	return n, err
@@ -287,6 +292,7 @@ func connackFault(p *packets.Properties) string {
 // publish takes a PUBLISH of length bytes after the fixed header out of the stream and delivers it.
 // The order is that of receipt: all of it happens in the reading goroutine.
 func (c *conn) publish(flags byte, length int) error {
+	c.pace.messages++
 	if c.generation.Load() == 0 { // [MQTT-3.2.0-1]
 		return c.refuse(protocolError("PUBLISH before CONNACK"))
 	}

@@ -1,6 +1,7 @@
 package mapping
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -138,7 +139,7 @@ func (s *slab[T]) keep(filled []T) []T {
 	if n := len(s.used); len(filled) > 0 && n < cap(s.used) && &filled[0] == &s.used[:n+1][n] {
 		s.used = s.used[:n+len(filled)]
 	}
-	return filled[:len(filled):len(filled)]
+	return slices.Clip(filled)
 }
 
 func (s *slab[T]) empty() {
