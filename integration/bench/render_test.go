@@ -189,9 +189,16 @@ func change(r *Result, title, figure string) func(p *Point) (string, string) {
 }
 
 // growth plots rate and CPU time over what is varied.
-func growth(r *Result, title, label string, logarithmic bool) string {
-	rate := page.Chart{Title: title + ": rate", X: page.Axis{Label: label, Log: logarithmic}, Y: page.Axis{Label: "messages/s"}}
-	cpu := page.Chart{Title: title + ": CPU", X: rate.X, Y: page.Axis{Label: "CPU seconds per million messages"}}
+type growth struct {
+	title, label string
+	powers       bool                  // what is varied spans powers of ten
+	all          bool                  // and so do the figures
+	tick         func(p *Point) string // nil: the round number
+}
+
+func (g growth) plot(r *Result) string {
+	rate := page.Chart{Title: g.title + ": rate", X: page.Axis{Label: g.label, Log: g.powers}, Y: page.Axis{Label: "messages/s", Log: g.all}}
+	cpu := page.Chart{Title: g.title + ": CPU", Y: page.Axis{Label: "CPU seconds per million messages", Log: g.all}}
 	var names []string
 	least := math.Inf(1)
 	for _, p := range r.Points {
@@ -204,13 +211,16 @@ func growth(r *Result, title, label string, logarithmic bool) string {
 	}
 	// A logarithmic axis has no zero: it stands a step before the least value.
 	place := func(x float64) float64 {
-		if x == 0 && logarithmic {
+		if x == 0 && g.powers {
 			return least / 10
 		}
 		return x
 	}
 	for _, p := range r.Points {
 		tick := page.Tick{At: place(p.X), Label: page.Short(p.X)}
+		if g.tick != nil {
+			tick.Label = g.tick(p)
+		}
 		if !slices.Contains(rate.X.Ticks, tick) {
 			rate.X.Ticks = append(rate.X.Ticks, tick)
 		}
@@ -231,26 +241,27 @@ func growth(r *Result, title, label string, logarithmic bool) string {
 			name, prefix = "", ""
 		}
 		rate.Lines = append(rate.Lines, line(system, "rate", name))
-		cpu.Lines = append(cpu.Lines, line(system, "system", prefix+"bridge"), line(system, "database", prefix+"database"))
+		cpu.Lines = append(cpu.Lines, line(system, "system", prefix+"bridge"))
 		if len(names) == 1 {
-			cpu.Lines = append(cpu.Lines, line(system, "broker", "broker"))
+			cpu.Lines = append(cpu.Lines, line(system, "broker", "broker")) // one colour has the same meaning in all plots
 		}
+		cpu.Lines = append(cpu.Lines, line(system, "database", prefix+"database"))
 	}
 	return page.SVG(rate, cpu)
 }
 
 func renderHistory(r *Result) (text, svg string) {
 	return "Backlogs of the same size are drained into tables with a history: a million rows for each of the last days, in day partitions with the indexes that\nthe bridge makes. They take turns.\n\n" +
-		table(r, "in the table", costColumns, change(r, "rate against the first", "rate")), growth(r, "Table", "rows in the table before", true)
+		table(r, "in the table", costColumns, change(r, "rate against the first", "rate")), growth{title: "Table", label: "rows in the table before", powers: true}.plot(r)
 }
 
 func renderDevices(r *Result) (text, svg string) {
-	return "A million messages, whose topics take turns.\n\n" + table(r, "devices", costColumns, change(r, "rate against the first", "rate")), growth(r, "Devices", "devices", true)
+	return "A million messages, whose topics take turns.\n\n" + table(r, "devices", costColumns, change(r, "rate against the first", "rate")), growth{title: "Devices", label: "devices", powers: true}.plot(r)
 }
 
 func renderRoutes(r *Result) (text, svg string) {
 	return "The same messages reach one route or are spread evenly over many, which write to one table or to a table each.\n\n" +
-		table(r, "routes", costColumns, change(r, "rate against the first", "rate")), growth(r, "Routes", "routes", true)
+		table(r, "routes", costColumns, change(r, "rate against the first", "rate")), growth{title: "Routes", label: "routes", powers: true}.plot(r)
 }
 
 func renderPayload(r *Result) (text, svg string) {
@@ -258,17 +269,17 @@ func renderPayload(r *Result) (text, svg string) {
 		return "MiB/s", page.Number(p.median("rate") * p.X / (1 << 20))
 	}
 	return "The same five columns out of ever larger payloads. Fewer messages of the large ones.\n\n" +
-		table(r, "payload", costColumns, volume), growth(r, "Payload", "bytes of payload", true)
+		table(r, "payload", costColumns, volume), growth{title: "Payload", label: "payload", powers: true, all: true, tick: func(p *Point) string { return p.Label }}.plot(r)
 }
 
 func renderSessions(r *Result) (text, svg string) {
 	return "One bridge with several sessions (`BRIDGE_MQTT_SESSIONS`), over which the broker spreads the messages.\n\n" +
-		table(r, "sessions", costColumns, change(r, "rate against the first", "rate")), growth(r, "Sessions", "sessions", false)
+		table(r, "sessions", costColumns, change(r, "rate against the first", "rate")), growth{title: "Sessions", label: "sessions"}.plot(r)
 }
 
 func renderReplicas(r *Result) (text, svg string) {
 	return fmt.Sprintf("Several bridges share %d sessions. They are connected before the first message comes; CPU time and memory are those of all together.\n\n", sessionsOfReplicas) +
-		table(r, "replicas", costColumns, change(r, "rate against the first", "rate")), growth(r, "Replicas", "replicas", false)
+		table(r, "replicas", costColumns, change(r, "rate against the first", "rate")), growth{title: "Replicas", label: "replicas"}.plot(r)
 }
 
 func renderOutage(r *Result) (text, svg string) {
