@@ -28,19 +28,27 @@ func benchEntries(b *testing.B, n int) (*mapping.Route, []Entry) {
 	return routes.All()[0], entries
 }
 
-// BenchmarkEncodeBatch sorts a batch of a thousand messages out and makes the statement of it; an
+// BenchmarkEncodeBatch sorts a batch of a thousand messages out and makes what is sent of it; an
 // operation is a batch.
 func BenchmarkEncodeBatch(b *testing.B) {
 	route, entries := benchEntries(b, 1000)
-	p := newPlan(route, &catalogTable{uniqueKeys: [][]string{slices.Sorted(slices.Values(route.Table.KeyColumns))}})
-	var in insertion
-	b.ReportAllocs()
-	for b.Loop() {
-		batch := newBatch(entries, nil)
-		in.prepare(p, batch.groups[0].units)
-	}
-	if len(in.parts) != 1 || len(in.parts[0].rows) != len(entries) {
-		b.Fatalf("%d statements", len(in.parts))
+	for _, kind := range []string{"copy", "insert"} {
+		b.Run(kind, func(b *testing.B) {
+			p := newPlan(route, &catalogTable{uniqueKeys: [][]string{slices.Sorted(slices.Values(route.Table.KeyColumns))}, copied: kind == "copy"})
+			var in insertion
+			var wire []byte
+			b.ReportAllocs()
+			for b.Loop() {
+				batch := newBatch(entries, nil)
+				in.prepare(p, batch.groups[0].units)
+				for rows := in.parts[0].copied; len(rows) > 0; {
+					rows, wire = appendCopyData(wire[:0], rows, in.parts[0].columns)
+				}
+			}
+			if len(in.parts) != 1 || len(in.parts[0].rows) != len(entries) || in.copying != (kind == "copy") {
+				b.Fatalf("%d statements, copying %t", len(in.parts), in.copying)
+			}
+		})
 	}
 }
 
