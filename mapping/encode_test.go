@@ -1,6 +1,7 @@
 package mapping
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"math"
@@ -280,6 +281,31 @@ func TestObjectIDsAreThoseOfPgx(t *testing.T) {
 		}
 		if pt, ok := m.TypeForName("_" + b.name); !ok || pt.OID != b.arrayOID {
 			t.Errorf("%s[] has the id %d", b.name, b.arrayOID)
+		}
+	}
+}
+
+// TestCheckText puts a byte that no text may hold, or only together with others, at every place of a text.
+func TestCheckText(t *testing.T) {
+	for n := range 20 {
+		for at := range n {
+			for _, c := range []byte{0, 1, ' ', 0x7f, 0x80, 0xc3, 0xff} {
+				b := bytes.Repeat([]byte{'x'}, n)
+				b[at] = c
+				want := problem{}
+				switch {
+				case c >= 0x80:
+					want.why = "is not UTF-8"
+				case c == 0:
+					want.why = "holds the character NUL"
+				}
+				if got := checkText(string(b)); got.why != want.why {
+					t.Errorf("%q %s, want %q", b, got.why, want.why)
+				}
+			}
+		}
+		if p := checkText(strings.Repeat("x", n) + "é"); p.why != "" {
+			t.Errorf("a letter behind %d others %s", n, p.why)
 		}
 	}
 }

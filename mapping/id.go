@@ -34,7 +34,7 @@ func appendPart(dst []byte, s string) []byte {
 }
 
 // elementHash identifies one element of an array in the message with the given hash.
-func elementHash(message [sha256.Size]byte, element int) [sha256.Size]byte {
+func elementHash(message *[sha256.Size]byte, element int) [sha256.Size]byte {
 	var b [sha256.Size + 8]byte
 	copy(b[:], message[:])
 	binary.BigEndian.PutUint64(b[sha256.Size:], uint64(element))

@@ -37,10 +37,11 @@ type scratch struct {
 	arena    *Arena // where rows and their fields go
 	route    *Route
 	filter   *filter
-	payload  string // absent if empty
-	used     []bool // which slots some expression looked at
-	document bool   // the document's slots are filled
-	element  bool   // the element's are
+	payload  string            // absent if empty
+	hash     [sha256.Size]byte // of the content, if ids are made of it
+	used     []bool            // which slots some expression looked at
+	document bool              // the document's slots are filled
+	element  bool              // the element's are
 }
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
@@ -171,19 +172,19 @@ func (s *scratch) rows() ([]Row, problem) {
 	if p := s.open(); p.why != "" {
 		return nil, p
 	}
-	var hash [sha256.Size]byte
 	if s.route.key == keyAuto && s.route.time.terms != nil {
-		hash = s.contentHash(s.route.Name, s.message)
+		s.hash = s.contentHash(s.route.Name, s.message)
 	}
 	if !s.route.Each || s.payload == "" {
-		row, fields, p := s.row(hash, 0, s.arena.bytes.open(s.room(len(s.payload))))
+		rows := append(s.arena.rows.open(1), Row{})
+		fields, p := s.row(&rows[0], 0, s.arena.bytes.open(s.room(len(s.payload))))
 		if p.why != "" {
 			return nil, p
 		}
-		row.hold(s.arena.bytes.keep(fields))
-		return s.arena.rows.keep(append(s.arena.rows.open(1), row)), problem{}
+		rows[0].hold(s.arena.bytes.keep(fields))
+		return s.arena.rows.keep(rows), problem{}
 	}
-	return s.eachRow(hash)
+	return s.eachRow()
 }
 
 // open reads the payload as FORMAT says.
@@ -224,7 +225,7 @@ func (s *scratch) room(payload int) int {
 	return n
 }
 
-func (s *scratch) eachRow(hash [sha256.Size]byte) ([]Row, problem) {
+func (s *scratch) eachRow() ([]Row, problem) {
 	raw := s.slots[s.route.each.slot].of(s.payload)
 	s.used[s.route.each.slot] = true
 	if raw == "" || raw[0] != '[' {
@@ -244,13 +245,11 @@ func (s *scratch) eachRow(hash [sha256.Size]byte) ([]Row, problem) {
 		}
 		clear(s.used[first:last])
 		s.element = true
-		var row Row
-		row, fields, bad = s.row(hash, len(rows), fields)
-		if bad.why != "" {
-			bad.why = fmt.Sprintf("element %d: %s", len(rows), bad.why)
+		rows = append(rows, Row{})
+		if fields, bad = s.row(&rows[len(ends)], len(ends), fields); bad.why != "" {
+			bad.why = fmt.Sprintf("element %d: %s", len(ends), bad.why)
 			break
 		}
-		rows = append(rows, row)
 		ends = append(ends, len(fields))
 		if len(fields) > max(maxEachFields, 2*len(raw)) {
 			bad = problem{ReasonInvalidEach, fmt.Sprintf("EACH = %s gives rows of more than %d bytes together", cut(s.route.eachText, 80), maxEachFields)}
@@ -278,23 +277,22 @@ func (r *Row) hold(fields []byte) {
 }
 
 // row makes one row, but for what hold adds, and appends its fields.
-func (s *scratch) row(hash [sha256.Size]byte, element int, fields []byte) (Row, []byte, problem) {
+func (s *scratch) row(row *Row, element int, fields []byte) ([]byte, problem) {
 	var (
 		r            = s.route
 		m            = s.message
-		row          Row
 		p            problem
 		reproducible bool
 	)
 	if row.DeviceID, p = s.device(); p.why != "" {
-		return row, fields, p
+		return fields, p
 	}
 	fields = appendText(fields, row.DeviceID)
 	if row.Time, reproducible, p = s.time(); p.why != "" {
-		return row, fields, p
+		return fields, p
 	}
-	if row.MessageID, p = s.messageID(row.Time, reproducible, hash, element); p.why != "" {
-		return row, fields, p
+	if row.MessageID, p = s.messageID(row.Time, reproducible, element); p.why != "" {
+		return fields, p
 	}
 	received, _ := fromTime(m.ReceivedAt)
 
@@ -311,10 +309,10 @@ func (s *scratch) row(hash [sha256.Size]byte, element int, fields []byte) (Row, 
 		v := s.eval(&c.from)
 		if fields, p = c.typ.appendField(fields, v, &r.columnClock); p.why != "" {
 			p.why = fmt.Sprintf("column %s:%s = %s: %s %s", c.name, c.typ.name, cut(c.from.text, 80), v.show(), p.why)
-			return row, fields, p
+			return fields, p
 		}
 	}
-	return row, s.appendPayload(fields), problem{}
+	return s.appendPayload(fields), problem{}
 }
 
 // usual appends the field of a column as most are: a number, text or UUID, or nothing, of a JSON path.
@@ -427,7 +425,7 @@ func (s *scratch) time() (micros int64, reproducible bool, p problem) {
 }
 
 // messageID evaluates KEY.
-func (s *scratch) messageID(micros int64, reproducible bool, hash [sha256.Size]byte, element int) (id [16]byte, p problem) {
+func (s *scratch) messageID(micros int64, reproducible bool, element int) (id [16]byte, p problem) {
 	r := s.route
 	if r.key == keyExplicit {
 		b := appendPart(append(s.buffer[:0], domainKey...), r.Name)
@@ -454,9 +452,9 @@ func (s *scratch) messageID(micros int64, reproducible bool, hash [sha256.Size]b
 		return deliveryID(s.message, r.Name, element), problem{}
 	}
 	if r.Each {
-		hash = elementHash(hash, element)
+		return eventID(micros, elementHash(&s.hash, element)), problem{}
 	}
-	return eventID(micros, hash), problem{}
+	return eventID(micros, s.hash), problem{}
 }
 
 // appendPayload appends the columns payload and payload_bytes as far as the table has them.

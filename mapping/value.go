@@ -1,9 +1,11 @@
 package mapping
 
 import (
+	"encoding/binary"
 	"strings"
 	"unicode"
 	"unicode/utf8"
+	"unsafe"
 )
 
 // value is what an expression found in a message. The zero value is absent.
@@ -75,12 +77,31 @@ func (v value) text() (string, problem) {
 // checkText says what hinders s from being a text of PostgreSQL.
 func checkText(s string) problem {
 	switch {
+	case plainASCII(s):
+		return problem{}
 	case !utf8.ValidString(s):
 		return problem{ReasonInvalidUTF8, "is not UTF-8"}
 	case strings.IndexByte(s, 0) >= 0:
 		return problem{ReasonInvalidUTF8, "holds the character NUL"}
 	}
 	return problem{}
+}
+
+// plainASCII reports whether s holds neither NUL nor bytes beyond ASCII, as most texts.
+func plainASCII(s string) bool {
+	b := unsafe.Slice(unsafe.StringData(s), len(s)) // only read
+	special := uint64(0)
+	for len(b) >= 8 {
+		w := binary.LittleEndian.Uint64(b)
+		special |= w | (w - ones) // a NUL borrows
+		b = b[8:]
+	}
+	for _, c := range b {
+		if c == 0 || c >= utf8.RuneSelf {
+			return false
+		}
+	}
+	return special&(ones<<7) == 0
 }
 
 // problem is why a value, a row or a message is rejected; none if why is empty.
