@@ -3,12 +3,25 @@
 package bench
 
 import (
+	"maps"
+	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/mqttpg/bridge/integration/bench/page"
 )
 
 // Figures of one measurement, by name.
 type Figures map[string]float64
+
+func (f Figures) String() string {
+	var all []string
+	for _, name := range slices.Sorted(maps.Keys(f)) {
+		all = append(all, name+" "+page.Number(f[name]))
+	}
+	return strings.Join(all, ", ")
+}
 
 // drain queues the work in the system's session, starts the system and measures until all is written. The
 // CPU time is that of the whole life of the system until then, its start included; the rate is that of the
