@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -181,11 +182,12 @@ func renderLimits(r *Result) (text, svg string) {
 			chart.Bars = append(chart.Bars, page.Bar{Label: p.Label, Values: []float64{p.median("system"), p.median("broker"), p.median("database")}})
 		}
 	}
-	columns := append([]column(nil), costColumns...)
-	columns[1].title, columns[4].title = "own CPU s/M", "own MiB"
+	columns := slices.DeleteFunc(slices.Clone(costColumns), func(c column) bool { return c.figure == "peak" })
+	columns[1].title = "own CPU s/M"
 	return `What parts of a bridge reach alone. The reader takes PUBLISH packets at QoS 1 and acknowledges them. The writers have the rows that the bridge made of
-the same messages, and the table that it makes; the batches were sorted by the key and encoded before. With the reader, one process
-takes a message from the broker for each row that it writes. None of them maps, keeps order between commit and acknowledgement, or has a ledger.
+the same messages, and the table that it makes; the batches were sorted by the key and encoded before, which is part of their own CPU. With
+the reader, one process takes a message from the broker for each row that it writes. None of them maps, keeps an acknowledgement until
+the commit, or has a ledger.
 
 ` + table(r, "limit", columns), chart.SVG()
 }
