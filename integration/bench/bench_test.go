@@ -60,7 +60,7 @@ var full = scale{
 // quick goes through everything once and has no figure that says anything.
 var quick = scale{
 	rounds: 1, drain: []int{3000}, rates: []int{500}, live: 500 * time.Millisecond, idle: 100 * time.Millisecond,
-	messages: 2000, history: []int{0, 2000}, day: 1000,
+	messages: 2000, history: []int{0, 3500}, day: 1000,
 	devices: []int{10, 1000}, all: 2000, routes: []int{1, 3},
 	sizes: []int{50, 1 << 10}, sessions: []int{2}, replicas: []int{2}, batches: []int{500}, windows: []int{bridgeWindow},
 	outage: time.Second, around: 500 * time.Millisecond,

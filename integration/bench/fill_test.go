@@ -5,6 +5,7 @@ package bench
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,20 +21,25 @@ func (b *suite) fill(t *testing.T, s *Stage, table string, rows int, today time.
 	bounds := func(day time.Time) string {
 		return fmt.Sprintf("for values from ('%s') to ('%s')", day.Format(time.RFC3339), day.AddDate(0, 0, 1).Format(time.RFC3339))
 	}
+	var written atomic.Int64
 	exec := func(ctx context.Context, db *pgx.Conn, statements ...string) error {
 		for _, statement := range statements {
-			if _, err := db.Exec(ctx, statement); err != nil {
+			tag, err := db.Exec(ctx, statement)
+			if err != nil {
 				return fmt.Errorf("%s: %w", statement, err)
+			}
+			if tag.Insert() {
+				written.Add(tag.RowsAffected())
 			}
 		}
 		return nil
 	}
 	yesterday := today.AddDate(0, 0, -1)
-	const noRowsOfTheFuture = 24 * time.Hour
 	if rows > 0 {
-		// The bridge makes these partitions itself, as long as they are those around now.
+		// The bridge makes these partitions itself, as long as they are those around now. There are no rows
+		// of the future.
 		must(t, exec(t.Context(), s.db, fmt.Sprintf("create table if not exists %s partition of %s %s", partition(today), table, bounds(today))))
-		must(t, exec(t.Context(), s.db, dayOf(table, today, min(max(time.Since(today), time.Second), noRowsOfTheFuture), min(rows, b.day))))
+		must(t, exec(t.Context(), s.db, dayOf(table, today, max(time.Since(today), time.Second), min(rows, b.day))))
 	}
 	if rows > b.day {
 		must(t, exec(t.Context(), s.db, fmt.Sprintf("create table if not exists %s partition of %s %s", partition(yesterday), table, bounds(yesterday))))
@@ -86,6 +92,9 @@ func (b *suite) fill(t *testing.T, s *Stage, table string, rows int, today time.
 		if err := <-results; err != nil {
 			t.Error(err)
 		}
+	}
+	if got := int(written.Load()); got != rows {
+		t.Fatalf("%d of %d rows of history", got, rows)
 	}
 	s.checkpoint(t)
 }

@@ -104,7 +104,7 @@ func measureHistory(t *testing.T, b *suite) []*Point {
 	today := time.Now().UTC().Truncate(24 * time.Hour)
 	var jobs []job
 	for _, rows := range b.history {
-		table := "history_" + strings.ToLower(page.Short(float64(rows)))
+		table := fmt.Sprintf("history_%d", rows)
 		system := bridge("bridge", bridgeOptions{table: table})
 		work := func() Work { return drainWork(b.messages, 1000) }
 		stage := func(t *testing.T) *Stage {
