@@ -149,7 +149,7 @@ func (w *Writer) attempt(ctx context.Context, b *batch) (*outcome, error) {
 	}
 	wait := w.cfg.lineLock
 	for again := !careful; again; {
-		err = w.insertAll(ctx, conn.Conn().PgConn(), w.guard(wait), b, live, o)
+		err = w.insertAll(ctx, conn.Conn().PgConn(), b, live, o)
 		if again = w.uncopied(err, live); again {
 			progress()
 		}
@@ -274,12 +274,27 @@ func guard(cfg Config, fence *Lease, lockTimeout time.Duration) *statement {
 	return s
 }
 
+// begin makes the statements that the batch's transaction begins with when all goes in one round trip: the
+// guard, and the ledger, so that a batch that stands there already fails before it writes a row.
+func (w *Writer) begin(r *record, lockTimeout time.Duration) []*statement {
+	if w.fence == nil || len(r.packetIDs) == 0 {
+		return []*statement{w.guard(lockTimeout)}
+	}
+	limit := func(d time.Duration) string { return "'" + string(milliseconds(d)) + "', " }
+	params, oids := r.params(w.fence)
+	first := &statement{
+		sql: "select " + pgx.Identifier{w.cfg.Schema, "begin_batch"}.Sanitize() + "(" + limit(lockTimeout) + limit(w.cfg.attemptTimeout) + limit(w.cfg.attemptTimeout/2) +
+			"$1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+		params: params, oids: oids,
+	}
+	return append([]*statement{first}, r.keeping(w.cfg.Schema, w.fence)...)
+}
+
 func milliseconds(d time.Duration) []byte { return strconv.AppendInt(nil, d.Milliseconds(), 10) }
 
 // insertAll is the usual way: everything in one round trip.
-func (w *Writer) insertAll(ctx context.Context, conn *pgconn.PgConn, guard *statement, b *batch, live []*insertion, o *outcome) error {
-	// The ledger comes first: a batch that stands there already fails before it writes a row.
-	statements := append([]*statement{guard}, b.record.statements(w.cfg.Schema, w.fence)...)
+func (w *Writer) insertAll(ctx context.Context, conn *pgconn.PgConn, b *batch, live []*insertion, o *outcome) error {
+	statements := w.begin(&b.record, w.cfg.lineLock)
 	owner := slices.Repeat([]*insertion{nil}, len(statements))
 	for _, in := range live {
 		for _, s := range in.parts {

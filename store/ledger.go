@@ -250,33 +250,48 @@ func (r *record) add(packetID uint16, hash uint64) {
 	r.hashes = binary.BigEndian.AppendUint64(r.hashes, hash)
 }
 
-// statements insert the record, and now and then delete what has left the window. There are none for
-// a batch without deliveries of QoS 1 or 2.
+// statements insert the record and keep the ledger. There are none for a batch without deliveries of
+// QoS 1 or 2.
 func (r *record) statements(schema string, lease *Lease) []*statement {
 	if len(r.packetIDs) == 0 {
 		return nil
 	}
-	table := pgx.Identifier{schema, "deliveries"}.Sanitize()
-	session := func(more ...int64) ([][]byte, []uint32) {
-		params := [][]byte{[]byte(lease.ShareName), binary.BigEndian.AppendUint32(nil, uint32(lease.Index))}
-		oids := []uint32{pgtype.TextOID, pgtype.Int4OID}
-		for _, n := range more {
-			params = append(params, binary.BigEndian.AppendUint64(nil, uint64(n)))
-			oids = append(oids, pgtype.Int8OID)
-		}
-		return params, oids
-	}
-	params, oids := session(r.batch, lease.Epoch, r.incarnation, int64(r.first), int64(r.confirmed), r.connection)
-	list := []*statement{{
-		sql: "insert into " + table + " (share_name, index, batch, epoch, incarnation, first, confirmed, connection, packet_ids, hashes)" +
+	params, oids := r.params(lease)
+	insert := &statement{
+		sql: "insert into " + pgx.Identifier{schema, "deliveries"}.Sanitize() +
+			" (share_name, index, epoch, batch, incarnation, first, confirmed, connection, packet_ids, hashes)" +
 			" values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
-		params: append(params, r.packetIDs, r.hashes),
-		oids:   append(oids, pgtype.ByteaOID, pgtype.ByteaOID),
-	}}
+		params: params, oids: oids,
+	}
+	return append([]*statement{insert}, r.keeping(schema, lease)...)
+}
+
+// params are the record as begin_batch takes it.
+func (r *record) params(lease *Lease) ([][]byte, []uint32) {
+	params, oids := ofSession(lease, lease.Epoch, r.batch, r.incarnation, int64(r.first), int64(r.confirmed), r.connection)
+	return append(params, r.packetIDs, r.hashes), append(oids, pgtype.ByteaOID, pgtype.ByteaOID)
+}
+
+// ofSession are parameters that begin with the name of a session.
+func ofSession(lease *Lease, more ...int64) ([][]byte, []uint32) {
+	params := [][]byte{[]byte(lease.ShareName), binary.BigEndian.AppendUint32(nil, uint32(lease.Index))}
+	oids := []uint32{pgtype.TextOID, pgtype.Int4OID}
+	for _, n := range more {
+		params = append(params, binary.BigEndian.AppendUint64(nil, uint64(n)))
+		oids = append(oids, pgtype.Int8OID)
+	}
+	return params, oids
+}
+
+// keeping makes the statements that now and then delete what has left the window, and store the
+// incarnation when it is new.
+func (r *record) keeping(schema string, lease *Lease) []*statement {
+	var list []*statement
 	// A row is needed as long as its last delivery is in the window; the batch that follows it begins
 	// one later, so the rows before the last one that begins outside can go.
 	if outside := int64(r.first) - LedgerWindow; r.batch%pruneEvery == 0 && outside > 0 {
-		params, oids := session(outside)
+		table := pgx.Identifier{schema, "deliveries"}.Sanitize()
+		params, oids := ofSession(lease, outside)
 		list = append(list, &statement{
 			sql: "delete from " + table + " where share_name = $1 and index = $2 and first < $3" +
 				" and batch < (select max(batch) from " + table + " where share_name = $1 and index = $2 and first <= $3)",

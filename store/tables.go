@@ -567,6 +567,7 @@ func (t *Tables) maintain(ctx context.Context) error {
 			t.mu.Lock()
 			for route, s := range t.states {
 				if tableName(&route.Table) == name {
+					s.plan = nil // rules, triggers and indexes may have come and gone
 					s.partitioned(unmade)
 				}
 			}
