@@ -16,7 +16,8 @@ type Config struct {
 	MaxMessages int
 	// MaxBytes ends a batch, by Entry.Size; a larger message goes alone. Default 8 MiB.
 	MaxBytes int
-	// Linger is how long the first message of an idle writer waits for company. Zero commits at once.
+	// Linger is the greatest time from one batch to the next that is waited for more messages. At up to
+	// 5 000 messages a second it is 5 ms, at more it rises with the rate. Zero commits at once.
 	Linger time.Duration
 	// ParkAfter is how long the line is held up for a route whose table cannot be written before
 	// its messages become dead letters, which are replayed when it can. All routes of a session wait

@@ -42,7 +42,11 @@ type Writer struct {
 	head      int
 	bytes     int // of the queue
 	batch     []Entry
-	confirmed uint64 // see Confirm
+	takenAt   time.Time     // when the last batch was taken
+	linger    time.Duration // how long after that the next one is
+	window    int           // after so many messages the broker seems to wait
+	windowFor int           // for so many batches that is believed
+	confirmed uint64        // see Confirm
 	draining  bool
 	drained   bool // Run ended because Drain had asked and nothing was left
 	ended     bool
@@ -112,7 +116,7 @@ func (w *Writer) Enqueue(e Entry) {
 	w.queue = append(w.queue, e)
 	w.bytes += e.Size
 	n := len(w.queue) - w.head
-	signal := n == 1 || n == w.cfg.MaxMessages || w.bytes >= w.cfg.MaxBytes
+	signal := n == 1 || n == w.worthwhile() || w.bytes >= w.cfg.MaxBytes
 	w.mu.Unlock()
 	if signal {
 		w.signal()
@@ -278,8 +282,9 @@ func pauseUntil(ctx context.Context, d time.Duration, enough <-chan struct{}) er
 	return nil
 }
 
-// collect waits for a batch: what gathered while the last one was committed, or the first message of
-// a quiet time and what arrives within Linger. No entries and no error: the writer is drained.
+// collect waits for a batch: what gathered while the last one was committed, if that is much or took
+// long; or else what gathers until some time after the last one, which depends on the rate. A
+// lone message in a quiet time is not waited with. No entries and no error: the writer is drained.
 func (w *Writer) collect(ctx context.Context) ([]Entry, error) {
 	timer := time.NewTimer(idleTurn)
 	defer timer.Stop()
@@ -301,6 +306,43 @@ func (w *Writer) collect(ctx context.Context) ([]Entry, error) {
 	}
 }
 
+const (
+	// leastLinger is how far apart batches are at a low rate: a commit costs bridge and database half a
+	// millisecond of CPU, whatever it holds.
+	leastLinger = 5 * time.Millisecond
+	// lingerPerRate is added to that for each message a second. From 5 000 on it is more than the least,
+	// and at 20 000 a batch holds 400.
+	lingerPerRate = time.Microsecond
+	// enough messages are not waited with: a commit costs next to nothing beside their rows. Were it more
+	// than half of Receive Maximum, broker and database would wait for one another.
+	enough = 500
+)
+
+// lingerFor is how long after a batch the next one is taken that is not worthwhile by itself, from the
+// size of the batch and the time that had passed since the one before.
+func lingerFor(most time.Duration, messages int, passed time.Duration) time.Duration {
+	perSecond := float64(messages) / max(passed, time.Microsecond).Seconds()
+	return min(max(time.Duration(perSecond)*lingerPerRate, leastLinger), most)
+}
+
+const (
+	// leastWindow is the least number of messages that is taken for a window. Fewer are what a slow stream
+	// brings.
+	leastWindow = 8
+	// windowFor is for how many batches a window is believed in.
+	windowFor = 64
+)
+
+// worthwhile is how many messages are committed at once: enough of them, or as many as the broker
+// seems to send before it waits for acknowledgements. Mosquitto sends 20 unless told otherwise, and
+// does not say so: a batch of that size was waited with to no avail.
+func (w *Writer) worthwhile() int {
+	if w.windowFor > 0 {
+		return min(w.window, enough, w.cfg.MaxMessages)
+	}
+	return min(enough, w.cfg.MaxMessages)
+}
+
 // take takes the next batch from the queue, or says how long to wait for it; a negative time means
 // that the drained writer has nothing left.
 func (w *Writer) take() (_ []Entry, wait time.Duration) {
@@ -314,9 +356,15 @@ func (w *Writer) take() (_ []Entry, wait time.Duration) {
 		}
 		return nil, idleTurn
 	}
-	full := len(waiting) >= w.cfg.MaxMessages || w.bytes >= w.cfg.MaxBytes
-	if age := time.Since(waiting[0].enqueuedAt); age < w.cfg.Linger && !full && !w.draining {
-		return nil, w.cfg.Linger - age
+	now := time.Now()
+	if !w.draining && len(waiting) < w.worthwhile() && w.bytes < w.cfg.MaxBytes {
+		if wait := w.linger - now.Sub(w.takenAt); wait > 0 {
+			return nil, wait
+		}
+		w.window, w.windowFor = 0, 0
+		if len(waiting) >= leastWindow && now.Sub(waiting[len(waiting)-1].enqueuedAt) > w.linger/2 {
+			w.window, w.windowFor = len(waiting), windowFor
+		}
 	}
 	n, size := 0, 0
 	for n < len(waiting) && n < w.cfg.MaxMessages && waiting[n].sameSession(&waiting[0]) && (n == 0 || size+waiting[n].Size <= w.cfg.MaxBytes) {
@@ -327,6 +375,9 @@ func (w *Writer) take() (_ []Entry, wait time.Duration) {
 	clear(waiting[:n])
 	w.head += n
 	w.bytes -= size
+	w.linger = lingerFor(w.cfg.Linger, n, now.Sub(w.takenAt))
+	w.takenAt = now
+	w.windowFor = max(w.windowFor-1, 0)
 	if w.head == len(w.queue) {
 		w.queue, w.head = w.queue[:0], 0
 	} else if w.head > len(w.queue)/2 {
