@@ -117,6 +117,10 @@ func newConn(s *Session, raw net.Conn) *conn {
 	c := &conn{session: s, raw: raw, readEnded: make(chan struct{}), inFlight: NewBudget(s.cfg.maxInFlight())}
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	c.reader = bufio.NewReaderSize(watchedReader{c}, readBufferSize)
+	switch raw.(type) {
+	case *tls.Conn, *webSocketConn:
+		c.pace.pieces = true
+	}
 	return c
 }
 
