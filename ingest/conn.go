@@ -100,6 +100,7 @@ type conn struct {
 	passLeft  int    // then so many bytes of reader
 	completed []byte // PUBCOMPs to be written: a burst of PUBRELs is answered in one write
 	pace      pace
+	gatherer  gatherer
 	readAt    time.Time // when the bytes arrived that are in the buffer
 	arena     *mapping.Arena
 	delivered Delivery // the last one, used again for the next
@@ -116,6 +117,7 @@ type conn struct {
 func newConn(s *Session, raw net.Conn) *conn {
 	c := &conn{session: s, raw: raw, readEnded: make(chan struct{}), inFlight: NewBudget(s.cfg.maxInFlight())}
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
+	c.gatherer = newGatherer(raw)
 	c.reader = bufio.NewReaderSize(watchedReader{c}, readBufferSize)
 	switch raw.(type) {
 	case *tls.Conn, *webSocketConn:
@@ -137,10 +139,7 @@ func (r watchedReader) Read(p []byte) (int, error) {
 	if err := r.c.writeCompleted(); err != nil {
 		return 0, err
 	}
-	if d := r.c.pace.pause(); d > 0 {
-		time.Sleep(d)
-	}
-	n, err := r.c.raw.Read(p)
+	n, err := r.c.gather(p)
 	if n > 0 {
 		r.c.readAt = time.Now()
 		r.c.pace.read(n == len(p), r.c.readAt)
@@ -148,6 +147,24 @@ func (r watchedReader) Read(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+// gather reads from the network, after a pause if pace says so.
+func (c *conn) gather(p []byte) (int, error) {
+	if d := c.pace.pause(c.inFlight.Used()); d > 0 {
+		c.gatherer.begin()
+		time.Sleep(d)
+		if n := c.gatherer.read(p); n > 0 {
+			return n, nil
+		}
+	}
+	if !c.gatherer.end() { // the socket is closed, or it would be a matter of luck when the next read returns
+		c.fail(errNotWoken)
+	}
+	return c.raw.Read(p)
+}
+
+// errNotWoken ends a connection that the kernel would not wake us for.
+var errNotWoken = errors.New("the kernel takes no bound for reading")
 
 // Read gives paho the bytes that are for it. See conn.
 func (c *conn) Read(p []byte) (int, error) {
@@ -296,7 +313,7 @@ func connackFault(p *packets.Properties) string {
 // publish takes a PUBLISH of length bytes after the fixed header out of the stream and delivers it.
 // The order is that of receipt: all of it happens in the reading goroutine.
 func (c *conn) publish(flags byte, length int) error {
-	c.pace.messages++
+	c.pace.message(flags >> 1 & 0x03)
 	if c.generation.Load() == 0 { // [MQTT-3.2.0-1]
 		return c.refuse(protocolError("PUBLISH before CONNACK"))
 	}

@@ -17,6 +17,7 @@ func TestPace(t *testing.T) {
 		full     bool
 		pause    time.Duration // after it
 	}
+	const plenty = 1000 // messages in flight
 	ms := time.Millisecond
 	repeat := func(n int, r read) (list []read) {
 		for range n {
@@ -33,7 +34,7 @@ func TestPace(t *testing.T) {
 			repeat(19, read{ms, 20, false, 0})...), repeat(100, read{ms, 20, false, gatherFor})...),
 			read{time.Second, 1, false, 0}, read{ms, 1, false, 0}),
 		"a backlog fills the buffer": append(append([]read{{0, 0, true, 0}},
-			repeat(100, read{ms, 300, true, 0})...), read{ms, 300, false, gatherFor}, read{ms, 300, true, 0}),
+			repeat(100, read{ms, 50, true, 0})...), read{ms, 50, false, gatherFor}, read{ms, 50, true, 0}),
 	} {
 		t.Run(name, func(t *testing.T) {
 			var p pace
@@ -41,12 +42,48 @@ func TestPace(t *testing.T) {
 			for i, r := range reads {
 				now = now.Add(r.after)
 				p.read(r.full, now)
-				p.messages += r.messages
-				if got := p.pause(); got != r.pause {
+				for range r.messages {
+					p.message(1)
+				}
+				if got := p.pause(plenty); got != r.pause {
 					t.Fatalf("after read %d: %v, want %v", i, got, r.pause)
 				}
 			}
 		})
+	}
+}
+
+// TestPaceLeavesWork: a pause is short beside the time that the messages in flight last.
+func TestPaceLeavesWork(t *testing.T) {
+	for _, tt := range []struct {
+		rate     int
+		qos      byte
+		inFlight int64
+		want     time.Duration
+	}{
+		{20_000, 1, 400, gatherFor},
+		{20_000, 2, 200, 2500 * time.Microsecond},
+		{20_000, 1, 80, time.Millisecond},
+		{20_000, 1, 79, 0},
+		{10_000, 1, 20, 0}, // Mosquitto's window
+		{5_000, 1, 19, 0},
+		{50_000, 1, 100, 0},
+		{100_000, 1, 2000, gatherFor},
+		{100_000, 1, 400, time.Millisecond},
+		{20_000, 0, 0, gatherFor}, // no acknowledgement is waited for
+		{3_000, 0, 0, 0},
+		{3_000, 1, 3000, 0},
+	} {
+		var p pace
+		now := time.Now()
+		p.read(false, now)
+		for range tt.rate / 10 {
+			p.message(tt.qos)
+		}
+		p.read(false, now.Add(100*time.Millisecond))
+		if got := p.pause(tt.inFlight); got != tt.want {
+			t.Errorf("%d messages a second of QoS %d, %d in flight: %v, want %v", tt.rate, tt.qos, tt.inFlight, got, tt.want)
+		}
 	}
 }
 
@@ -83,7 +120,7 @@ func TestReadsGather(t *testing.T) {
 		late        time.Duration
 	}{
 		{1000, 1002, 0},
-		{20_000, 600 + 400, gatherFor}, // before the rate is known, each message is one
+		{20_000, 250 + 401, gatherFor}, // before the rate is known, each message is one
 	} {
 		t.Run(fmt.Sprint(tt.rate), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
