@@ -51,6 +51,7 @@ func newBatch(entries []Entry, known *ledger) *batch {
 			batch: known.batch, incarnation: known.incarnation, broker: known.broker, first: known.next, confirmed: known.confirmed,
 			renews: known.incarnation > known.stored || known.broker != known.named,
 		}
+		b.record.packetIDs, b.record.hashes = make([]byte, 0, 2*len(entries)), make([]byte, 0, 8*len(entries))
 		if known.reuses && known.batch%pruneEvery == 0 {
 			b.record.add(0, markReuses) // the batch that says so is about to be deleted
 			known.next++
@@ -84,7 +85,11 @@ func newBatch(entries []Entry, known *ledger) *batch {
 				if !known {
 					at = len(b.groups)
 					position[outcome.Route] = at
-					b.groups = append(b.groups, group{route: outcome.Route})
+					g := group{route: outcome.Route}
+					if at == 0 { // most batches are of one route
+						g.units = make([]unit, 0, len(entries)-i)
+					}
+					b.groups = append(b.groups, g)
 				}
 				b.groups[at].units = append(b.groups[at].units, unit{entry: i, rows: outcome.Rows})
 			default:

@@ -153,7 +153,7 @@ func refer(row *mapping.Row, unit int) rowRef {
 // by side it keeps the order. Equal keys stay in the order of receipt: the first is inserted, the
 // others are its duplicates.
 func (p *plan) sorted(units []unit, into []rowRef) []rowRef {
-	into = into[:0]
+	into = slices.Grow(into[:0], len(units))
 	for i := range units {
 		for j := range units[i].rows {
 			into = append(into, refer(&units[i].rows[j], i))
