@@ -269,15 +269,15 @@ func TestPoolIsLargeEnoughForEverySession(t *testing.T) {
 	}
 }
 
-// A session reads three batches ahead, no less than a broker may send, no more than the ledger recognises.
+// A session reads two batches ahead, no less than a broker may send, no more than the ledger recognises.
 func TestMaxInFlight(t *testing.T) {
 	for _, tt := range []struct {
 		receiveMaximum, messages string
 		want                     int
 	}{
-		{"2000", "1000", 3000},
+		{"2000", "1500", 3000},
 		{"4000", "1000", 4000},
-		{"20", "10", 30},
+		{"20", "15", 30},
 		{"2000", "20000", store.LedgerWindow},
 	} {
 		environment(t, "BRIDGE_MQTT_RECEIVE_MAXIMUM="+tt.receiveMaximum, "BRIDGE_BATCH_MAX_MESSAGES="+tt.messages)
