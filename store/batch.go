@@ -30,7 +30,32 @@ type batch struct {
 
 	// presumed is the outcome of the last attempt that failed: what counts if it was committed after all.
 	presumed *outcome
+
+	position map[*mapping.Route]int // in groups
 }
+
+// reset makes an empty batch of a settled one, whose memory serves the next. It keeps what a batch of
+// everyday size needs.
+func (b *batch) reset(entries []Entry) {
+	groups := b.groups[:0]
+	for i := range b.groups {
+		g := &b.groups[i]
+		clear(g.units)
+		if g.units = g.units[:0]; cap(g.units) <= keepUnits {
+			groups = append(groups, *g)
+		}
+	}
+	clear(b.groups[len(groups):])
+	record := record{packetIDs: b.record.packetIDs[:0], hashes: b.record.hashes[:0]}
+	clear(b.position)
+	*b = batch{entries: entries, groups: groups, settled: tallies{}, record: record, position: b.position}
+	for i := range groups {
+		b.position[groups[i].route] = i
+	}
+}
+
+// keepUnits is the size up to which the room for a route's messages is kept for the next batch.
+const keepUnits = 1 << 16
 
 // cuts says whether the payloads of dead letters are to be cut.
 func (b *batch) cuts() bool { return b.unkept >= unkeptAttempts }
@@ -42,22 +67,24 @@ type group struct {
 }
 
 // newBatch sorts entries out. Redeliveries that the ledger knows are settled by that, whatever the
-// routes would make of them now; it may be nil.
-func newBatch(entries []Entry, known *ledger) *batch {
-	b := &batch{entries: entries, settled: tallies{}}
+// routes would make of them now; it may be nil. The memory of a batch that is settled is used again; it may
+// be nil as well.
+func newBatch(entries []Entry, known *ledger, settled *batch) *batch {
+	b := settled
+	if b == nil {
+		b = &batch{position: map[*mapping.Route]int{}}
+	}
+	b.reset(entries)
 	if known != nil {
 		known.arrive(&entries[0])
-		b.record = record{
-			batch: known.batch, incarnation: known.incarnation, broker: known.broker, first: known.next, confirmed: known.confirmed,
-			renews: known.incarnation > known.stored || known.broker != known.named,
-		}
-		b.record.packetIDs, b.record.hashes = make([]byte, 0, 2*len(entries)), make([]byte, 0, 8*len(entries))
+		b.record.batch, b.record.incarnation, b.record.broker = known.batch, known.incarnation, known.broker
+		b.record.first, b.record.confirmed = known.next, known.confirmed
+		b.record.renews = known.incarnation > known.stored || known.broker != known.named
 		if known.reuses && known.batch%pruneEvery == 0 {
 			b.record.add(0, markReuses) // the batch that says so is about to be deleted
 			known.next++
 		}
 	}
-	position := map[*mapping.Route]int{}
 	for i := range entries {
 		e := &entries[i]
 		if known != nil && e.Message.QoS > 0 {
@@ -81,15 +108,11 @@ func newBatch(entries []Entry, known *ledger) *batch {
 			case tooLarge(outcome.Rows) != "":
 				b.letters = append(b.letters, deadLetter{entry: e, route: outcome.Route.Name, reason: ReasonDatabase, detail: tooLarge(outcome.Rows)})
 			case len(outcome.Rows) > 0:
-				at, known := position[outcome.Route]
+				at, known := b.position[outcome.Route]
 				if !known {
 					at = len(b.groups)
-					position[outcome.Route] = at
-					g := group{route: outcome.Route}
-					if at == 0 { // most batches are of one route
-						g.units = make([]unit, 0, len(entries)-i)
-					}
-					b.groups = append(b.groups, g)
+					b.position[outcome.Route] = at
+					b.groups = append(b.groups, group{route: outcome.Route})
 				}
 				b.groups[at].units = append(b.groups[at].units, unit{entry: i, rows: outcome.Rows})
 			default:
@@ -101,6 +124,7 @@ func newBatch(entries []Entry, known *ledger) *batch {
 		b.record.connection = known.sighted
 		known.batch++
 	}
+	b.groups = slices.DeleteFunc(b.groups, func(g group) bool { return len(g.units) == 0 }) // kept of the batch before
 	slices.SortFunc(b.groups, func(x, y group) int {
 		return cmp.Or(
 			cmp.Compare(x.route.Table.Schema, y.route.Table.Schema),

@@ -233,7 +233,7 @@ func TestLedgerSettlesAmbiguousCommits(t *testing.T) {
 	}
 	l.deliver(6, false, 0, "readings/a", "warm")
 	l.deliver(7, false, 0, "readings/a", "1000")
-	b := newBatch(l.writer.queue, l.writer.ledger)
+	b := newBatch(l.writer.queue, l.writer.ledger, nil)
 	first, err := l.writer.attempt(context.Background(), b)
 	if err != nil {
 		t.Fatal(err)
@@ -281,7 +281,7 @@ func TestLedgerNumberIsTaken(t *testing.T) {
 	l := newLine(t, pool, impatient(t), own(t, pool, 1), keyless)
 	l.writer.ledger = newLedger()
 	l.deliver(1, false, 0, "readings/a", "21.5")
-	b := newBatch(l.writer.queue, l.writer.ledger)
+	b := newBatch(l.writer.queue, l.writer.ledger, nil)
 	if _, err := l.writer.attempt(context.Background(), b); err != nil {
 		t.Fatal(err)
 	}
@@ -437,7 +437,7 @@ func TestLedgerWhenTheBrokerGoesBack(t *testing.T) {
 				if c.lost || len(entries) == 0 {
 					continue
 				}
-				if _, err := l.writer.attempt(t.Context(), newBatch(entries, known)); err != nil {
+				if _, err := l.writer.attempt(t.Context(), newBatch(entries, known, nil)); err != nil {
 					t.Fatal(err)
 				}
 				if n := value[int](t, pool, `select count(*)::int from readings`); n != want {
@@ -511,7 +511,7 @@ func TestLedgerAfterAGap(t *testing.T) {
 					for n := from; n < min(from+1000, to); n++ {
 						entries = append(entries, entry(next(n), false, 1))
 					}
-					if _, err := l.writer.attempt(t.Context(), newBatch(entries, known)); err != nil {
+					if _, err := l.writer.attempt(t.Context(), newBatch(entries, known, nil)); err != nil {
 						t.Fatal(err)
 					}
 				}

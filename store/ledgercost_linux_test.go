@@ -152,7 +152,7 @@ func costOf(ctx context.Context, pool *pgxpool.Pool, config mapping.RouteConfig,
 	process, server, took := processCPU(), backendCPU(backend), make([]time.Duration, 0, costBatches)
 	for _, entries := range batches {
 		began := time.Now()
-		if _, err := w.attempt(ctx, newBatch(entries, w.ledger)); err != nil {
+		if _, err := w.attempt(ctx, newBatch(entries, w.ledger, nil)); err != nil {
 			return c, err
 		}
 		took = append(took, time.Since(began))

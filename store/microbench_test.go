@@ -39,7 +39,7 @@ func BenchmarkEncodeBatch(b *testing.B) {
 			var wire []byte
 			b.ReportAllocs()
 			for b.Loop() {
-				batch := newBatch(entries, nil)
+				batch := newBatch(entries, nil, nil)
 				in.prepare(p, batch.groups[0].units)
 				for rows := in.parts[0].copied; len(rows) > 0; {
 					rows, wire = appendCopyData(wire[:0], rows, in.parts[0].columns)

@@ -558,7 +558,7 @@ func (tx *replayTransaction) try(ctx context.Context, letters []*replayed) error
 	for i, l := range letters {
 		entries[i] = Entry{Message: l.message, Outcomes: l.outcomes}
 	}
-	b := newBatch(entries, nil)
+	b := newBatch(entries, nil, nil)
 	statements := []*statement{{sql: "savepoint part"}}
 	owner := []*insertion{nil}
 	var live []*insertion

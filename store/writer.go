@@ -140,6 +140,7 @@ func (w *Writer) Run(ctx context.Context) error {
 	if err := w.openLedger(ctx); err != nil {
 		return err
 	}
+	var b *batch
 	for {
 		entries, err := w.collect(ctx)
 		if err != nil || len(entries) == 0 {
@@ -151,7 +152,7 @@ func (w *Writer) Run(ctx context.Context) error {
 			w.ledger.confirmed = max(w.ledger.confirmed, w.confirmed)
 			w.mu.Unlock()
 		}
-		b := newBatch(entries, w.ledger)
+		b = newBatch(entries, w.ledger, b)
 		o, err := w.commit(ctx, b)
 		if err != nil {
 			return err

@@ -365,7 +365,7 @@ func TestAmbiguousCommit(t *testing.T) {
 	l := newLine(t, pool, impatient(t), nil, telemetry)
 	l.send("devices/a/telemetry", reading(1, 1))
 	l.send("devices/a/telemetry", "broken")
-	b := newBatch(l.writer.queue, nil)
+	b := newBatch(l.writer.queue, nil, nil)
 	for range 2 {
 		if _, err := l.writer.attempt(context.Background(), b); err != nil {
 			t.Fatal(err)
