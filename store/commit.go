@@ -148,11 +148,15 @@ func (w *Writer) attempt(ctx context.Context, b *batch) (*outcome, error) {
 		progress()
 	}
 	wait := w.cfg.lineLock
-	for again := !careful; again; {
+	for refused := 0; !careful; refused++ {
 		err = w.insertAll(ctx, conn.Conn().PgConn(), b, live, o)
-		if again = w.uncopied(err, live); again {
-			progress()
+		if !w.uncopied(err, live) {
+			break
 		}
+		if refused > 0 { // routes have messages in common: the next one would be refused as well
+			uncopyAll(live)
+		}
+		progress()
 	}
 	failed := (*attemptError)(nil)
 	if careful || errors.As(err, &failed) && (failed.verdict == verdictData || failed.verdict == verdictRoute) {
@@ -353,6 +357,16 @@ func (w *Writer) uncopied(err error, live []*insertion) bool {
 	}
 	live[i].insert()
 	return true
+}
+
+// uncopyAll prepares inserts for all that were to be copied.
+func uncopyAll(live []*insertion) {
+	for _, in := range live {
+		if in.copying {
+			in.refusedCopy()
+			in.insert()
+		}
+	}
 }
 
 // judged wraps an error of a statement with what it means. Only the statement of a route can be the

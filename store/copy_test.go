@@ -80,6 +80,33 @@ func TestCopyFirst(t *testing.T) {
 	l.wantInOrder(11)
 }
 
+// TestManyRefusedCopies: many routes meet the same messages a second time. The batch is not sent again for
+// each of them.
+func TestManyRefusedCopies(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	var routes []mapping.RouteConfig
+	for i := range 20 {
+		route := telemetry
+		route.Name = fmt.Sprintf("r%02d", i)
+		routes = append(routes, route)
+	}
+	l := newLine(t, pool, impatient(t), nil, routes...)
+	if err := l.tables.Ensure(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	execute(t, pool, `create sequence tries;
+		create function try() returns trigger language plpgsql as $$ begin perform nextval('tries'); return null; end $$;
+		create trigger try before insert on r00 for each statement execute function try()`)
+	l.commitBatches([]string{reading(1, 1)}, []string{reading(1, 1), reading(2, 1)})
+	if n := value[int64](t, pool, `select last_value from tries`); n > 4 {
+		t.Errorf("%d attempts at two batches", n)
+	}
+	for _, route := range routes {
+		l.want(route.Name, 3, 2, 1, 0)
+	}
+}
+
 // TestCopyIsNotForAllTables: a table for which COPY is not the same as an insert has its rows inserted.
 func TestCopyIsNotForAllTables(t *testing.T) {
 	t.Parallel()
