@@ -37,9 +37,10 @@ func BenchmarkEncodeBatch(b *testing.B) {
 			p := newPlan(route, &catalogTable{uniqueKeys: [][]string{slices.Sorted(slices.Values(route.Table.KeyColumns))}, copied: kind == "copy"})
 			var in insertion
 			var wire []byte
+			var batch *batch
 			b.ReportAllocs()
 			for b.Loop() {
-				batch := newBatch(entries, nil, nil)
+				batch = newBatch(entries, nil, batch)
 				in.prepare(p, batch.groups[0].units)
 				for rows := in.parts[0].copied; len(rows) > 0; {
 					rows, wire = appendCopyData(wire[:0], rows, in.parts[0].columns)
