@@ -101,6 +101,7 @@ type conn struct {
 	completed []byte // PUBCOMPs to be written: a burst of PUBRELs is answered in one write
 	pace      pace
 	gatherer  gatherer
+	prompt    promptness
 	readAt    time.Time // when the bytes arrived that are in the buffer
 	arena     *mapping.Arena
 	delivered Delivery // the last one, used again for the next
@@ -118,6 +119,7 @@ func newConn(s *Session, raw net.Conn) *conn {
 	c := &conn{session: s, raw: raw, readEnded: make(chan struct{}), inFlight: NewBudget(s.cfg.maxInFlight())}
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	c.gatherer = newGatherer(raw)
+	c.prompt = newPromptness(socket(raw))
 	c.reader = bufio.NewReaderSize(watchedReader{c}, readBufferSize)
 	switch raw.(type) {
 	case *tls.Conn, *webSocketConn:
@@ -143,6 +145,9 @@ func (r watchedReader) Read(p []byte) (int, error) {
 	if n > 0 {
 		r.c.readAt = time.Now()
 		r.c.pace.read(n == len(p), r.c.readAt)
+		if r.c.pace.sparse() {
+			r.c.prompt.acknowledge()
+		}
 		r.c.keepAlive.read(r.c.readAt)
 	}
 	return n, err
@@ -778,7 +783,10 @@ func (c *conn) Close() error {
 
 // hardClose closes the socket below TLS and WebSocket, whose own closing would try to say goodbye
 // and wait for a peer that may be stalled.
-func hardClose(nc net.Conn) error {
+func hardClose(nc net.Conn) error { return socket(nc).Close() }
+
+// socket is what TLS and WebSocket lie on.
+func socket(nc net.Conn) net.Conn {
 	for {
 		switch wrapped := nc.(type) {
 		case *webSocketConn:
@@ -786,7 +794,7 @@ func hardClose(nc net.Conn) error {
 		case *tls.Conn:
 			nc = wrapped.NetConn()
 		default:
-			return nc.Close()
+			return nc
 		}
 	}
 }

@@ -17,7 +17,7 @@ func TestPace(t *testing.T) {
 		full     bool
 		pause    time.Duration // after it
 	}
-	const plenty = 1000 // messages in flight
+	const plenty = 2000 // messages in flight
 	ms := time.Millisecond
 	repeat := func(n int, r read) (list []read) {
 		for range n {
@@ -61,15 +61,15 @@ func TestPaceLeavesWork(t *testing.T) {
 		inFlight int64
 		want     time.Duration
 	}{
-		{20_000, 1, 400, gatherFor},
-		{20_000, 2, 200, 2500 * time.Microsecond},
-		{20_000, 1, 80, time.Millisecond},
-		{20_000, 1, 79, 0},
+		{20_000, 1, 600, gatherFor},
+		{20_000, 2, 200, 3300 * time.Microsecond},
+		{20_000, 1, 120, 2 * time.Millisecond},
+		{20_000, 1, 119, 0},
 		{10_000, 1, 20, 0}, // Mosquitto's window
 		{5_000, 1, 19, 0},
 		{50_000, 1, 100, 0},
-		{100_000, 1, 2000, gatherFor},
-		{100_000, 1, 400, time.Millisecond},
+		{100_000, 1, 2000, 6660 * time.Microsecond},
+		{100_000, 1, 600, 2 * time.Millisecond},
 		{20_000, 0, 0, gatherFor}, // no acknowledgement is waited for
 		{3_000, 0, 0, 0},
 		{3_000, 1, 3000, 0},
@@ -120,7 +120,7 @@ func TestReadsGather(t *testing.T) {
 		late        time.Duration
 	}{
 		{1000, 1002, 0},
-		{20_000, 250 + 401, gatherFor}, // before the rate is known, each message is one
+		{20_000, 125 + 401, gatherFor}, // before the rate is known, each message is one
 	} {
 		t.Run(fmt.Sprint(tt.rate), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
