@@ -133,6 +133,7 @@ type rowRef struct {
 	device uint64 // the first bytes of DeviceID
 	day    int32
 	unit   int32
+	place  int32 // in the order of receipt
 }
 
 const microsecondsPerDay = 24 * 60 * 60 * 1_000_000
@@ -156,17 +157,20 @@ func (p *plan) sorted(units []unit, into []rowRef) []rowRef {
 	into = slices.Grow(into[:0], len(units))
 	for i := range units {
 		for j := range units[i].rows {
-			into = append(into, refer(&units[i].rows[j], i))
+			ref := refer(&units[i].rows[j], i)
+			ref.place = int32(len(into))
+			into = append(into, ref)
 		}
 	}
-	slices.SortStableFunc(into, func(a, b rowRef) int {
+	// Stable by the place, which is faster than a stable sort.
+	slices.SortFunc(into, func(a, b rowRef) int {
 		if a.day != b.day && !p.timeless {
 			return cmp.Compare(a.day, b.day)
 		}
 		if a.device != b.device {
 			return cmp.Compare(a.device, b.device)
 		}
-		return p.compareKeys(a.row, b.row)
+		return cmp.Or(p.compareKeys(a.row, b.row), cmp.Compare(a.place, b.place))
 	})
 	return into
 }
