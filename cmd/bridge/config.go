@@ -82,7 +82,7 @@ type databaseConfig struct {
 }
 
 type batchConfig struct {
-	MaxMessages integer  `split_words:"true" default:"2000" desc:"most messages in one transaction"`
+	MaxMessages integer  `split_words:"true" default:"5000" desc:"most messages in one transaction"`
 	MaxBytes    size     `split_words:"true" default:"8MiB" desc:"most bytes in one transaction; a larger message goes alone"`
 	Linger      duration `default:"20ms" desc:"greatest time between batches that is waited for more messages; at up to 5 000 messages a second it is 5ms, and a lone message does not wait"`
 }
@@ -209,8 +209,6 @@ func (cfg *config) validate(report func(variable, value, reason string)) {
 		"BRIDGE_MQTT_SESSION_EXPIRY is shorter than the keep alive or a minute: a restart or a short outage loses messages")
 	warn(cfg.MaxInflightBytes.value < cfg.Batch.MaxBytes.value, "BRIDGE_MAX_INFLIGHT_BYTES is below BRIDGE_BATCH_MAX_BYTES: no batch gets full")
 	warn(m.Keepalive.value == 0, "BRIDGE_MQTT_KEEPALIVE is 0: a broker that vanished without a word is never noticed")
-	warn(cfg.Batch.MaxMessages.value > m.ReceiveMaximum.value && m.QoS.value > 0,
-		"BRIDGE_BATCH_MAX_MESSAGES is above BRIDGE_MQTT_RECEIVE_MAXIMUM: no batch gets full")
 }
 
 // maxSessions is far beyond what one share is good for.
