@@ -43,14 +43,15 @@ func live(t *testing.T, s *Stage, system *System, duration time.Duration) (Figur
 	p := s.greet(t, system)
 	defer func() { must(t, p.close()) }()
 
+	commits := watchCommits(t, s) // takes a moment, in which messages would be due
 	w := s.Work
 	w.First = time.Now().Add(10 * time.Millisecond)
 	_, err := p.pace(t.Context(), &w, 1, warm+1)
 	must(t, err)
-	commits := watchCommits(t, s)
 	before, own := s.usage(pids), cpuTime(os.Getpid())
 	late, err := p.pace(t.Context(), &w, warm+1, count+1)
 	must(t, err)
+	must(t, p.await(0))
 	s.awaitRows(t, count+1, system.Tables...)
 	used := s.usage(pids).minus(before)
 	own = cpuTime(os.Getpid()) - own

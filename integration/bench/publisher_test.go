@@ -166,8 +166,8 @@ func (p *publisher) publish(w *Work, from, to int) error {
 // tick is how often a paced publisher looks what is due: a burst is no longer than this.
 const tick = 500 * time.Microsecond
 
-// pace sends messages from, inclusive, to, exclusive, each when its event time has come, and returns when
-// the broker has acknowledged all. If it is held up, what became due meanwhile goes out at once; the event
+// pace sends messages from, inclusive, to, exclusive, each when its event time has come, and does not wait for the
+// last PUBACKs, so that another call may go on in time. If it is held up, what became due meanwhile goes out at once; the event
 // time stays the one of the schedule, so that a delay is never hidden. It returns the longest delay.
 func (p *publisher) pace(ctx context.Context, w *Work, from, to int) (late time.Duration, err error) {
 	// Not time.Sleep: the runtime's timers have the resolution of the network poller, a millisecond.
@@ -193,7 +193,7 @@ func (p *publisher) pace(ctx context.Context, w *Work, from, to int) (late time.
 			return late, err
 		}
 	}
-	return late, p.await(0)
+	return late, nil
 }
 
 // publishBacklog publishes all messages as fast as it goes.

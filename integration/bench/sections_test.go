@@ -3,6 +3,7 @@
 package bench
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -234,7 +235,7 @@ func measureOutage(t *testing.T, b *suite) []*Point {
 		published := make(chan error, 1)
 		go func() {
 			_, err := publisher.pace(t.Context(), &w, 1, count+1)
-			published <- err
+			published <- errors.Join(err, publisher.await(0))
 		}()
 		watch := func(duration time.Duration) (sizes []float64) {
 			every := min(time.Second, max(duration/10, 20*time.Millisecond))
