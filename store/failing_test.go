@@ -145,6 +145,41 @@ func TestLockedTableIsParked(t *testing.T) {
 	l.want("telemetry", 2, 1, 0, 0)
 }
 
+// TestParkedMessagesAreCountedOnce: somebody makes an index on a table of a route that is parked at once. The table can be read
+// meanwhile; that it holds none of the rows says nothing of the messages, which are dead letters.
+func TestParkedMessagesAreCountedOnce(t *testing.T) {
+	t.Parallel()
+	several := mapping.RouteConfig{Name: "several", Topic: "devices/{device_id}/telemetry", Each: "$.p", Time: "@.t", Partition: "none"}
+	for _, lock := range []string{"share", "access exclusive"} {
+		t.Run(lock, func(t *testing.T) {
+			t.Parallel()
+			_, pool := newDatabase(t)
+			cfg := impatient(t)
+			cfg.ParkAfter = 0
+			l := newLine(t, pool, cfg, nil, telemetry, several)
+			if err := l.tables.Ensure(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			tx, err := pool.Begin(context.Background())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = tx.Rollback(context.Background()) }()
+			if _, err := tx.Exec(context.Background(), `lock table telemetry, several in `+lock+` mode`); err != nil {
+				t.Fatal(err)
+			}
+			l.send("devices/a/telemetry", `{"ts":1800000000,"p":[{"t":1800000000},{"t":1800000001}]}`)
+			l.flush()
+			for _, route := range []string{"telemetry", "several"} {
+				l.want(route, 1, 0, 0, 0)
+				if n := l.counts(route).DeadLettered[ReasonTableUnusable]; n != 1 {
+					t.Errorf("route %s: %d dead letters, want 1", route, n)
+				}
+			}
+		})
+	}
+}
+
 // TestForeignRowIsWaitedFor: another transaction has inserted the same key and is not done. The table
 // is well, so that nothing is parked, however long it takes.
 func TestForeignRowIsWaitedFor(t *testing.T) {

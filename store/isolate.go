@@ -51,6 +51,7 @@ func (is *isolation) run(ctx context.Context, guard *statement, live []*insertio
 	order := slices.Clone(live)
 	slices.SortStableFunc(order, func(a, b *insertion) int { return cmp.Compare(boolByte(b.failing), boolByte(a.failing)) })
 	for _, in := range order {
+		in.copying = false // nor is anything copied of a route that turns out to be parked
 		if is.broken != nil && is.batch.searched && !in.failing {
 			break
 		}
