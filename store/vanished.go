@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"encoding/binary"
+	"slices"
 	"strings"
 	"time"
 
@@ -35,19 +36,20 @@ func (w *Writer) recount(ctx context.Context, conn *pgx.Conn, b *batch, live []*
 		if t == nil || t.duplicate == 0 || in.plan.conflict == "" || !route.Keyed || !w.tables.mayVanish(route) {
 			continue
 		}
-		units := b.groupOf(in).units
+		refused := map[*Entry]bool{} // the keys of these may be in the table as well
+		refusals := o.refusals(b)
+		for i := range refusals {
+			if refusals[i].route == route.Name {
+				refused[refusals[i].entry] = true
+			}
+		}
+		units := slices.DeleteFunc(slices.Clone(b.groupOf(in).units), func(u unit) bool { return refused[&b.entries[u.entry]] })
 		there, err := w.present(ctx, conn, route, units)
 		if err != nil {
 			_ = conn.Close(ctx) // it is a count: nobody waits for it
 			return
 		}
-		absent := uint64(len(units)) - there
-		for _, l := range o.refusals(b) {
-			if l.route == route.Name {
-				absent--
-			}
-		}
-		if absent = min(absent, t.duplicate); absent > 0 {
+		if absent := min(uint64(len(units))-there, t.duplicate); absent > 0 {
 			t.duplicate -= absent
 			t.skipped[SkipRefusedByTable] += absent
 			w.tables.vanish(route)

@@ -68,3 +68,26 @@ func TestVanishedRows(t *testing.T) {
 		})
 	}
 }
+
+// TestRefusedMessageWithAKnownKey: the database refuses a message whose key is in the table. The duplicates beside it are
+// duplicates.
+func TestRefusedMessageWithAKnownKey(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	route := mapping.RouteConfig{Name: "orders", Topic: "orders/{device_id}", Key: "$.id", Columns: "n:int4=$.n", Partition: "none"}
+	l := newLine(t, pool, impatient(t), nil, route)
+	if err := l.tables.Ensure(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	execute(t, pool, `alter table orders add check (n < 100)`)
+	l.send("orders/a", `{"id":1,"n":1}`)
+	l.flush()
+	l.renew(impatient(t), nil)
+	l.send("orders/a", `{"id":1,"n":1}`)
+	l.send("orders/a", `{"id":1,"n":100}`)
+	l.flush()
+	l.want("orders", 3, 1, 1, 0)
+	if c := l.counts("orders"); c.DeadLettered[ReasonDatabase] != 1 {
+		t.Errorf("%d dead letters, want 1: %+v", c.DeadLettered[ReasonDatabase], c)
+	}
+}
