@@ -258,6 +258,21 @@ func (in *insertion) gather(p *plan, units []unit) {
 	}
 }
 
+// letGo forgets the rows: they are settled, and the route's next ones may be long in coming. Memory of everyday size is kept.
+func (in *insertion) letGo() {
+	clear(in.rows[:cap(in.rows)]) // an isolation leaves others behind those of its last part
+	clear(in.parts[:cap(in.parts)])
+	in.units, in.rows, in.parts, in.inserted = nil, in.rows[:0], in.parts[:0], nil
+	if cap(in.rows) > keepUnits {
+		in.rows = nil
+	}
+	for i, b := range in.buffers {
+		if cap(b) > keepBuffer {
+			in.buffers[i] = nil
+		}
+	}
+}
+
 // copies says whether COPY is worth trying, and can be accounted for: of messages with several rows it
 // is not known afterwards which rows a trigger let vanish.
 func (in *insertion) copies() bool {

@@ -161,7 +161,18 @@ func (w *Writer) Run(ctx context.Context) error {
 			w.ledger.stored, w.ledger.named = b.record.incarnation, b.record.broker
 		}
 		w.settled(b, o, started)
+		w.letGo(b)
 	}
+}
+
+// letGo forgets a batch that is settled, but for memory that the next one uses.
+func (w *Writer) letGo(b *batch) {
+	for i := range b.groups {
+		if in := w.insertions[b.groups[i].route]; in != nil { // nil: its route was parked all the time
+			in.letGo()
+		}
+	}
+	b.reset(nil)
 }
 
 // BeginIncarnation voids what the ledger knows of the broker's session, because the broker has begun
