@@ -104,7 +104,7 @@ type conn struct {
 	prompt    promptness
 	readAt    time.Time // when the bytes arrived that are in the buffer
 	arena     *mapping.Arena
-	delivered Delivery // the last one, used again for the next
+	delivered Delivery // the one at hand: its memory is used again for the next
 
 	writeMu sync.Mutex
 	out     []byte
@@ -362,6 +362,7 @@ func (c *conn) publish(flags byte, length int) error {
 	if delivered = c.session.deliver(c.ctx, c.delivery(&p, size, arena)); !delivered {
 		arena.Release(1)
 	}
+	c.delivered = Delivery{} // the next message may be long in coming
 	return nil
 }
 
@@ -497,6 +498,7 @@ func (c *conn) publishCut(flags byte, length int) error {
 	d := c.delivery(&p, size, nil)
 	d.Cut = &Cut{Size: length, Hash: hash.Sum64()}
 	delivered = c.session.deliver(c.ctx, d)
+	c.delivered = Delivery{}
 	return nil
 }
 

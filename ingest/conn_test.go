@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -436,6 +437,36 @@ func (r *pipeRig) say(bytes string) {
 func (r *pipeRig) end() error {
 	r.broker.Close()
 	return <-r.ended
+}
+
+// TestDeliveredMessageIsLetGo: a connection keeps nothing of a large message until the next one comes.
+func TestDeliveredMessageIsLetGo(t *testing.T) {
+	for name, limit := range map[string]int{"whole": 0, "beyond the limit": 10_000} {
+		t.Run(name, func(t *testing.T) {
+			gone := make(chan struct{})
+			r := newPipeRig(t, func(cfg *Config) {
+				cfg.MaxMessageBytes = limit
+				cfg.Deliver = func(_ context.Context, d *Delivery) {
+					runtime.AddCleanup(d.Message, func(struct{}) { close(gone) }, struct{}{})
+				}
+			})
+			const payload = 20_000 // and 6 bytes before it
+			r.say("32 a69c01 0001 't' 0001 00 '" + strings.Repeat("x", payload) + "'")
+			kept := true
+			for deadline := time.Now().Add(time.Minute); kept && time.Now().Before(deadline); {
+				runtime.GC()
+				select {
+				case <-gone:
+					kept = false
+				case <-time.After(time.Millisecond):
+				}
+			}
+			if kept {
+				t.Error("the connection keeps the message")
+			}
+			_ = r.end()
+		})
+	}
 }
 
 func TestBudgetPausesQoS1AndDropsQoS0(t *testing.T) {
