@@ -4,11 +4,16 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 )
 
-func helpCommand(_ context.Context, args []string, std streams) error {
+func helpCommand(ctx context.Context, args []string, std streams) error {
+	if len(args) > 0 && slices.ContainsFunc(commands(), func(c command) bool { return c.name == args[0] }) {
+		// bridge help sessions drain says what bridge sessions drain --help says, where help is asked for.
+		return dispatch(ctx, args[0], append(args[1:], "--help"), streams{std.in, std.out, std.out})
+	}
 	flags := newFlags("help")
 	markdown := flags.Bool("markdown", false, "print the variables as Markdown tables")
 	word, err := parse(flags, args, std, "env")
@@ -28,7 +33,7 @@ func helpCommand(_ context.Context, args []string, std streams) error {
 
 func printCommands(out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(w, "bridge reads MQTT publications through shared subscriptions and writes them to PostgreSQL.")
+	fmt.Fprintln(w, "bridge reads MQTT publications and writes them to PostgreSQL.")
 	fmt.Fprintln(w, "\nCommands:")
 	for _, c := range commands() {
 		fmt.Fprintln(w, "  "+strings.TrimSpace("bridge "+c.name+" "+c.usage))

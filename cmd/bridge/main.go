@@ -65,7 +65,7 @@ func commands() []command {
 		{"sessions", "drain INDEX [--timeout D] [--force] [--undo]", "retires a session without loss: the running bridges empty it and end it at the broker; --undo puts it back into use", sessionsCommand},
 		{"probe", "[--url U]", "asks a running bridge whether it is ready, for container health checks", probeCommand},
 		{"version", "", "prints version, commit and Go version", versionCommand},
-		{"help", "[env [--markdown]]", "prints the commands, or every environment variable", helpCommand},
+		{"help", "[env [--markdown] or COMMAND]", "prints the commands, every environment variable, or the flags of a command", helpCommand},
 	}
 }
 

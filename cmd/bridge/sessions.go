@@ -114,7 +114,11 @@ func drainSession(ctx context.Context, args []string, std streams) error {
 	flags := newFlags("sessions drain")
 	undo := flags.Bool("undo", false, "put the session back into use")
 	force := flags.Bool("force", false, "even if it is the last session in use")
-	timeout := flags.Duration("timeout", time.Minute, "how long to wait until it is drained: a `duration` such as 90s")
+	timeout := time.Minute
+	flags.Func("timeout", "how long to wait until it is drained: a `duration` such as 90s (default 1m)", func(text string) (err error) {
+		timeout, err = durationFormat{}.parse(text)
+		return err
+	})
 	word, err := parse(flags, args, std, args...) // any word: it is an index
 	if err != nil {
 		return err
@@ -123,7 +127,7 @@ func drainSession(ctx context.Context, args []string, std streams) error {
 	switch {
 	case err != nil:
 		return usageError{fmt.Sprintf("sessions drain: expected the index of a session, as bridge sessions list shows it; got %q", word)}
-	case *timeout <= 0:
+	case timeout <= 0:
 		return usageError{"sessions drain: --timeout: expected more than 0s"}
 	case *undo && *force:
 		return usageError{"sessions drain: expected only one of --undo and --force"}
@@ -133,7 +137,7 @@ func drainSession(ctx context.Context, args []string, std streams) error {
 		if *undo {
 			return d.undo(ctx)
 		}
-		return d.run(ctx, *force, *timeout)
+		return d.run(ctx, *force, timeout)
 	})
 }
 
