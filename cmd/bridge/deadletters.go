@@ -394,7 +394,7 @@ func requireLetters(ctx context.Context, cfg *config, pool *pgxpool.Pool, filter
 	}
 	conn, err := pool.Acquire(ctx)
 	if err != nil {
-		return fmt.Errorf("connect to the database: %w", err)
+		return cfg.connectError(err)
 	}
 	defer conn.Release()
 	if filter.ID != "" {

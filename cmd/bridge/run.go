@@ -182,7 +182,7 @@ func (s *service) run(ctx context.Context) error {
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.cfg.HTTP.Addr.value)
 	if err != nil {
 		s.pool.Close()
-		return fmt.Errorf("listen for http: %w", err)
+		return fmt.Errorf("listen on BRIDGE_HTTP_ADDR: %w", err)
 	}
 	s.log.Info("http server listens", zap.Stringer("address", listener.Addr()))
 
@@ -307,7 +307,7 @@ func (s *service) prepareOnce(ctx context.Context) error {
 func (s *service) migrate(ctx context.Context) error {
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
-		return fmt.Errorf("connect to the database: %w", err)
+		return s.cfg.connectError(err)
 	}
 	defer conn.Release()
 	if s.cfg.Migrate.value == "on" {

@@ -248,8 +248,20 @@ func TestRunListenAddressInUse(t *testing.T) {
 	defer func() { _ = l.Close() }()
 	environment(t, "BRIDGE_HTTP_ADDR="+l.Addr().String(), "BRIDGE_LOG_FORMAT=console")
 	code, _, stderr := bridge(t, "")
-	if code != exitFailure || !strings.Contains(stderr, "bridge: listen for http: ") {
+	if code != exitFailure || !strings.Contains(stderr, "bridge: listen on BRIDGE_HTTP_ADDR: ") {
 		t.Errorf("exit %d: %s", code, stderr)
+	}
+}
+
+func TestDatabaseNotNamed(t *testing.T) {
+	environment(t, "PGHOST=127.0.0.1", "PGPORT=1")
+	code, _, stderr := bridge(t, "", "sessions", "list")
+	if code != exitFailure || !strings.HasPrefix(stderr, "bridge: connect to the database (BRIDGE_DATABASE_URL is not set): ") {
+		t.Errorf("exit %d: %s", code, stderr)
+	}
+	t.Setenv("BRIDGE_DATABASE_URL", "postgres://u@127.0.0.1:1/d")
+	if _, _, stderr := bridge(t, "", "sessions", "list"); !strings.HasPrefix(stderr, "bridge: connect to the database: ") {
+		t.Error(stderr)
 	}
 }
 
