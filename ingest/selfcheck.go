@@ -193,7 +193,7 @@ var mosquittoFaults = []fault{
 	}},
 	{0, 12, true, Finding{
 		SeverityInfo, "Mosquitto before 2.0.13 sends retained messages to shared subscriptions, against the standard",
-		"none: the bridge asks it not to, with Retain Handling 2", "",
+		"the bridge gets none, since it asks for none, with Retain Handling 2", "",
 	}},
 	{0, 14, false, Finding{
 		SeverityInfo, "Mosquitto before 2.0.15 closes the older of two connections with one client id without saying why",

@@ -50,7 +50,7 @@ type config struct {
 
 type mqttConfig struct {
 	URLs            addresses `default:"mqtt://localhost:1883" secret:"true" desc:"comma list, tried in turn; schemes mqtt, mqtts, ws, wss (tcp, ssl, tls accepted)"`
-	Username        text      `desc:"user name for the broker"`
+	Username        text      `desc:"user name for the broker; a URL may hold user and password instead, mqtt://user:password@broker:1883"`
 	UsernameFile    text      `split_words:"true" desc:"file that holds the user name"`
 	Password        text      `secret:"true" desc:"password for the broker"`
 	PasswordFile    text      `split_words:"true" desc:"file that holds the password; read again at every connection attempt"`
