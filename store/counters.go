@@ -166,8 +166,9 @@ func (c *Counters) Collect(ch chan<- prometheus.Metric) {
 		counter(descReceived, r.Received, r.Route)
 		counter(descWritten, r.Written, r.Route)
 		counter(descDup, r.Duplicate, r.Route)
-		for reason, n := range r.DeadLettered {
-			counter(descDead, n, r.Route, string(reason))
+		for _, reason := range LetterReasons() {
+			// From 0: a rate or an increase does not see the first letter of a series that begins with it.
+			counter(descDead, r.DeadLettered[reason], r.Route, string(reason))
 		}
 		for reason, n := range r.Skipped {
 			counter(descSkipped, n, r.Route, string(reason))

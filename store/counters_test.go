@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -35,21 +36,38 @@ bridge_messages_in_flight{route="r"} 1
 bridge_messages_skipped_total{reason="abandoned",route="none"} 1
 bridge_messages_skipped_total{reason="abandoned",route="r"} 1
 bridge_messages_skipped_total{reason="empty",route="r"} 1
-# HELP bridge_messages_dead_lettered_total Messages kept in the table of dead letters.
-# TYPE bridge_messages_dead_lettered_total counter
-bridge_messages_dead_lettered_total{reason="database",route="r"} 1
 # HELP bridge_messages_received_total Messages received for a route.
 # TYPE bridge_messages_received_total counter
 bridge_messages_received_total{route="none"} 1
 bridge_messages_received_total{route="r"} 6
 `
 	err := testutil.CollectAndCompare(c, strings.NewReader(want), "bridge_messages_in_flight", "bridge_messages_skipped_total",
-		"bridge_messages_dead_lettered_total", "bridge_messages_received_total")
+		"bridge_messages_received_total")
 	if err != nil {
 		t.Error(err)
 	}
 	if problems, err := testutil.CollectAndLint(c); err != nil || len(problems) > 0 {
 		t.Errorf("lint: %v %v", problems, err)
+	}
+}
+
+// TestDeadLettersAreCountedFromZero: an alert on a rise does not see the first letter of a counter that begins with it.
+func TestDeadLettersAreCountedFromZero(t *testing.T) {
+	t.Parallel()
+	c := NewCounters([]string{"r"})
+	c.received(&Entry{Outcomes: []mapping.Outcome{{Route: &mapping.Route{Name: "r"}}}})
+	c.settled(tallies{"r": {deadLettered: map[mapping.Reason]uint64{ReasonDatabase: 1}}})
+	var want strings.Builder
+	want.WriteString("# HELP bridge_messages_dead_lettered_total Messages kept in the table of dead letters.\n# TYPE bridge_messages_dead_lettered_total counter\n")
+	for _, reason := range LetterReasons() {
+		n := 0
+		if reason == ReasonDatabase {
+			n = 1
+		}
+		fmt.Fprintf(&want, "bridge_messages_dead_lettered_total{reason=%q,route=\"none\"} 0\nbridge_messages_dead_lettered_total{reason=%q,route=\"r\"} %d\n", reason, reason, n)
+	}
+	if err := testutil.CollectAndCompare(c, strings.NewReader(want.String()), "bridge_messages_dead_lettered_total"); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -46,6 +46,15 @@ const (
 	ReasonTableUnusable mapping.Reason = "table_unusable" // the route's table is missing, forbidden, locked or of another shape
 )
 
+// LetterReasons are all reasons that a dead letter can have.
+func LetterReasons() []mapping.Reason {
+	return []mapping.Reason{
+		mapping.ReasonInvalidPayload, mapping.ReasonInvalidUTF8, mapping.ReasonInvalidValue, mapping.ReasonInvalidTime,
+		mapping.ReasonInvalidDevice, mapping.ReasonInvalidKey, mapping.ReasonInvalidEach, mapping.ReasonNoRoute,
+		ReasonDatabase, ReasonTableUnusable, mapping.ReasonTooLarge,
+	}
+}
+
 // SkipAbandoned counts messages that the writer let go without an outcome, because the process was
 // told to stop at once or lost the lease. They were not acknowledged, so that the broker delivers
 // those of QoS 1 and 2 again, here or to the next owner, and they are counted again then. Without

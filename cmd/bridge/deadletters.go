@@ -50,8 +50,8 @@ func letterFlags(flags *flag.FlagSet, filter *store.LetterFilter, names ...strin
 			flags.StringVar(&filter.Route, name, "", "only those of this `route`; none: no route matched")
 		case "reason":
 			flags.Func(name, "only those with this `reason` code", func(s string) error {
-				if filter.Reason = s; !slices.Contains(letterReasons, mapping.Reason(s)) {
-					return fmt.Errorf("expected one of %s", joined(letterReasons))
+				if filter.Reason = s; !slices.Contains(store.LetterReasons(), mapping.Reason(s)) {
+					return fmt.Errorf("expected one of %s", joined(store.LetterReasons()))
 				}
 				return nil
 			})
@@ -66,13 +66,6 @@ func letterFlags(flags *flag.FlagSet, filter *store.LetterFilter, names ...strin
 			flags.Func(name, "only those received before this `time`, or longer ago", momentInto(&filter.Before))
 		}
 	}
-}
-
-// letterReasons are all reasons that a dead letter can have.
-var letterReasons = []mapping.Reason{
-	mapping.ReasonInvalidPayload, mapping.ReasonInvalidUTF8, mapping.ReasonInvalidValue, mapping.ReasonInvalidTime,
-	mapping.ReasonInvalidDevice, mapping.ReasonInvalidKey, mapping.ReasonInvalidEach, mapping.ReasonNoRoute,
-	store.ReasonDatabase, store.ReasonTableUnusable, mapping.ReasonTooLarge,
 }
 
 func joined(reasons []mapping.Reason) string {

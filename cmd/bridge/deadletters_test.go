@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/mqttpg/bridge/mapping"
+	"github.com/mqttpg/bridge/store"
 )
 
 // letterID is the id of the nth letter of a test.
@@ -243,7 +244,7 @@ func TestLetterReasons(t *testing.T) {
 			all = append(all, mapping.Reason(found[1]))
 		}
 	}
-	if got := slices.Sorted(slices.Values(letterReasons)); !slices.Equal(got, slices.Sorted(slices.Values(all))) {
+	if got := slices.Sorted(slices.Values(store.LetterReasons())); !slices.Equal(got, slices.Sorted(slices.Values(all))) {
 		t.Errorf("listed %v, declared %v", got, all)
 	}
 }
