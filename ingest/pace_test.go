@@ -61,7 +61,7 @@ func TestPaceLeavesWork(t *testing.T) {
 		inFlight int64
 		want     time.Duration
 	}{
-		{20_000, 1, 600, gatherFor},
+		{20_000, 1, 800, gatherFor},
 		{20_000, 2, 200, 3300 * time.Microsecond},
 		{20_000, 1, 120, 2 * time.Millisecond},
 		{20_000, 1, 119, 0},
@@ -120,7 +120,7 @@ func TestReadsGather(t *testing.T) {
 		late        time.Duration
 	}{
 		{1000, 1002, 0},
-		{20_000, 125 + 401, gatherFor}, // before the rate is known, each message is one
+		{20_000, 84 + 401, gatherFor}, // before the rate is known, each message is one
 	} {
 		t.Run(fmt.Sprint(tt.rate), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -17,8 +17,11 @@ type Config struct {
 	// MaxBytes ends a batch, by Entry.Size; a larger message goes alone. Default 8 MiB.
 	MaxBytes int
 	// Linger is the greatest time from one batch to the next that is waited for more messages. At up to
-	// 5 000 messages a second it is 5 ms, at more it rises with the rate. Zero commits at once.
+	// 2 500 messages a second it is 5 ms, at more it rises with the rate. Zero commits at once.
 	Linger time.Duration
+	// Window is how many messages the broker sends before it waits for acknowledgements, as far as it was
+	// asked to; 0: unknown. Half of it is not waited with.
+	Window int
 	// ParkAfter is how long the line is held up for a route whose table cannot be written before
 	// its messages become dead letters, which are replayed when it can. All routes of a session wait
 	// along, once per break. Zero parks at once.

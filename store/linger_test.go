@@ -66,7 +66,7 @@ func TestLingerFollowsTheRate(t *testing.T) {
 	}{
 		{1, time.Hour, most, 5 * time.Millisecond},
 		{5, 5 * time.Millisecond, most, 5 * time.Millisecond},
-		{100, 10 * time.Millisecond, most, 10 * time.Millisecond},
+		{50, 10 * time.Millisecond, most, 10 * time.Millisecond},
 		{500, 10 * time.Millisecond, most, most},
 		{2000, 0, most, most},
 		{1, time.Hour, 2 * time.Millisecond, 2 * time.Millisecond},
@@ -74,6 +74,29 @@ func TestLingerFollowsTheRate(t *testing.T) {
 	} {
 		if got := lingerFor(test.most, test.messages, test.passed); got != test.want {
 			t.Errorf("%d messages in %v, at most %v: %v, want %v", test.messages, test.passed, test.most, got, test.want)
+		}
+	}
+}
+
+// TestWorthwhile: the broker must not have to wait for a batch, nor the batch for the broker.
+func TestWorthwhile(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct{ most, asked, seen, want int }{
+		{5000, 0, 0, enough},
+		{5000, 2000, 0, 1000},
+		{5000, 30_000, 0, enough},
+		{5000, 500, 0, 250},
+		{5000, 1, 0, 1},
+		{100, 2000, 0, 100},
+		{5000, 2000, 20, 20},
+		{5000, 20, 20, 10},
+	} {
+		w := NewWriter(nil, Config{MaxMessages: test.most, Window: test.asked}, nil, nil, nil, nil, nil)
+		if test.seen > 0 {
+			w.window, w.windowFor = test.seen, windowFor
+		}
+		if got := w.worthwhile(); got != test.want {
+			t.Errorf("at most %d a batch, %d asked for, %d seen: %d are worthwhile, want %d", test.most, test.asked, test.seen, got, test.want)
 		}
 	}
 }

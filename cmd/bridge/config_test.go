@@ -50,7 +50,7 @@ var contract = map[string]string{
 	"BRIDGE_MIGRATE":                "on",
 	"BRIDGE_BATCH_MAX_MESSAGES":     "5000",
 	"BRIDGE_BATCH_MAX_BYTES":        "8MiB",
-	"BRIDGE_BATCH_LINGER":           "20ms",
+	"BRIDGE_BATCH_LINGER":           "40ms",
 	"BRIDGE_MAX_INFLIGHT_BYTES":     "256MiB",
 	"BRIDGE_HTTP_ADDR":              ":8080",
 	"BRIDGE_LOG_LEVEL":              "info",
@@ -152,7 +152,7 @@ func TestDefaults(t *testing.T) {
 		t.Errorf("URLs %v", m.URLs.value)
 	case m.Keepalive.value != 15*time.Second || m.SessionExpiry.value != 24*time.Hour:
 		t.Errorf("keep alive %s, session expiry %s", m.Keepalive.value, m.SessionExpiry.value)
-	case cfg.Batch.MaxMessages.value != 5000 || cfg.Batch.MaxBytes.value != 8<<20 || cfg.Batch.Linger.value != 20*time.Millisecond:
+	case cfg.Batch.MaxMessages.value != 5000 || cfg.Batch.MaxBytes.value != 8<<20 || cfg.Batch.Linger.value != 40*time.Millisecond:
 		t.Errorf("batch %+v", cfg.Batch)
 	case cfg.MaxInflightBytes.value != 256<<20 || cfg.ShutdownTimeout.value != 25*time.Second || cfg.ParkAfter.value != 5*time.Second:
 		t.Errorf("in-flight %d, shutdown %s, park after %s", cfg.MaxInflightBytes.value, cfg.ShutdownTimeout.value, cfg.ParkAfter.value)

@@ -136,7 +136,7 @@ func newService(ctx context.Context, cfg *config, log *zap.Logger) (*service, er
 func (cfg *config) store(log *zap.Logger) store.Config {
 	return store.Config{
 		Schema: cfg.Schema.value, MaxMessages: cfg.Batch.MaxMessages.value, MaxBytes: cfg.Batch.MaxBytes.value,
-		Linger: cfg.Batch.Linger.value, ParkAfter: cfg.ParkAfter.value, Log: log,
+		Linger: cfg.Batch.Linger.value, Window: cfg.MQTT.ReceiveMaximum.value, ParkAfter: cfg.ParkAfter.value, Log: log,
 	}
 }
 
