@@ -43,7 +43,7 @@ type limit struct {
 type limitReport struct {
 	Messages int       `json:"messages"`
 	First    time.Time `json:"first"` // message
-	Last     time.Time `json:"last"`
+	Last     time.Time `json:"last"`  // acknowledgement that the broker has seen
 }
 
 // runLimit does its job and waits to be killed, so that its clock can be read.
@@ -97,15 +97,15 @@ func (l *limit) run(ctx context.Context) (*limitReport, error) {
 		}
 		defer func() { _ = conn.Close() }()
 		go func() {
-			err := take(conn, l.Messages, func(n int) {
-				report.Last = time.Now()
+			err := take(conn, l.Messages, min(int(l.Window)/2, 5000), func(n int) {
 				if report.First.IsZero() {
-					report.First = report.Last
+					report.First = time.Now()
 				}
 				if db != nil {
 					pace.came(n)
 				}
 			})
+			report.Last = time.Now()
 			if err != nil {
 				pace.end()
 			}

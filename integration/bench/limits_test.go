@@ -60,15 +60,18 @@ func (l *limits) reader(name string, window int) System {
 			report = p.log
 			return []int{p.pid()}
 		},
-		Progress: func() (messages int, first, last time.Time) {
-			var r limitReport
-			text, err := os.ReadFile(report)
-			if err != nil || json.Unmarshal(text, &r) != nil {
-				return 0, first, last // it has not written it yet, or not all of it
-			}
-			return r.Messages, r.First, r.Last
-		},
+		Progress: func() (messages int, first, last time.Time) { return readReport(report) },
 	}
+}
+
+// readReport reads what a limit has written when it was through.
+func readReport(path string) (messages int, first, last time.Time) {
+	var r limitReport
+	text, err := os.ReadFile(path)
+	if err != nil || json.Unmarshal(text, &r) != nil {
+		return 0, first, last // it has not written it yet, or not all of it
+	}
+	return r.Messages, r.First, r.Last
 }
 
 // statement writes the rows that the bridge makes of a work into the table that the bridge makes, in sorted
@@ -77,8 +80,8 @@ func (l *limits) reader(name string, window int) System {
 func (l *limits) statement(name, kind string, batch int, drains bool) System {
 	const clientID = "statement"
 	product := bridge("", bridgeOptions{})
-	table := product.Tables[0]
-	return System{
+	table, report := product.Tables[0], ""
+	system := System{
 		Name: name, Tables: []string{table}, Limit: true,
 		Subscribe: func(t *testing.T, s *Stage) {
 			t.Helper()
@@ -100,9 +103,15 @@ func (l *limits) statement(name, kind string, batch int, drains bool) System {
 			if drains {
 				job.Broker, job.ClientID, job.Window = s.Broker.Addr(""), clientID, greatestWindow
 			}
-			return []int{startLimit(t, job).pid()}
+			p := startLimit(t, job)
+			report = p.log
+			return []int{p.pid()}
 		},
 	}
+	if drains {
+		system.Progress = func() (messages int, first, last time.Time) { return readReport(report) }
+	}
+	return system
 }
 
 // makeRows has a bridge write as many rows as the work of a stage has messages, and keeps them in a file.
@@ -186,7 +195,8 @@ func renderLimits(r *Result) (text, svg string) {
 	columns[1].title = "own CPU s/M"
 	return `What parts of a bridge reach alone. The reader takes PUBLISH packets at QoS 1 and acknowledges them. The writers have the rows that the bridge made of
 the same messages, and the table that it makes; the batches were sorted by the key and encoded before, which is part of their own CPU. With
-the reader, one process takes a message from the broker for each row that it writes. None of them maps, keeps an acknowledgement until
+the reader, one process takes a message from the broker for each row that it writes, and the time ends when the broker has
+seen the last acknowledgement as well. None of them maps, keeps an acknowledgement until
 the commit, or has a ledger.
 
 ` + table(r, "limit", columns), chart.SVG()

@@ -88,10 +88,11 @@ func appendString(b []byte, s string) []byte {
 	return append(binary.BigEndian.AppendUint16(b, uint16(len(s))), s...)
 }
 
-// take reads PUBLISH packets at QoS 1 until n have come and acknowledges them, those of one read in one
-// write. Before that it says how many came; who is told may wait. It looks at nothing but their Packet
-// Identifiers.
-func take(conn net.Conn, n int, came func(int)) error {
+// take reads PUBLISH packets at QoS 1 until n have come and acknowledges them, so many in one write, or what is
+// left of n. Before that it says how many came; who is told may wait. It looks at nothing but their Packet
+// Identifiers, and returns when the broker has seen all acknowledgements: Mosquitto 2.0.11 sends on without
+// them, and would be left with a third of its work.
+func take(conn net.Conn, n, many int, came func(int)) error {
 	const publish = 3
 	buffer, have := make([]byte, 256<<10), 0
 	var pubacks []byte
@@ -102,7 +103,6 @@ func take(conn net.Conn, n int, came func(int)) error {
 		}
 		have += got
 		at, taken := 0, 0
-		pubacks = pubacks[:0]
 		for at < have {
 			length, bytes := binary.Uvarint(buffer[at+1 : have])
 			body := at + 1 + bytes
@@ -123,9 +123,16 @@ func take(conn net.Conn, n int, came func(int)) error {
 		}
 		n -= taken
 		came(taken)
+		if len(pubacks) < 4*many && n > 0 {
+			continue
+		}
 		if _, err := conn.Write(pubacks); err != nil {
 			return fmt.Errorf("acknowledge: %w", err)
 		}
+		pubacks = pubacks[:0]
+	}
+	if _, err := ask(conn, 0xc0, nil); err != nil { // PINGREQ is answered after what came before it
+		return fmt.Errorf("acknowledge: %w", err)
 	}
 	return nil
 }
@@ -145,12 +152,10 @@ func TestTake(t *testing.T) {
 			if want == 1 { // what is new is all there is
 				publishBacklog(t, broker.Addr(""), &Work{Messages: 1, Devices: 1})
 			}
-			must(t, take(conn, want, func(n int) { came += n }))
+			must(t, take(conn, want, 30, func(n int) { came += n }))
 			if came != want {
 				t.Errorf("%s: %d messages came, not %d", name, came, want)
 			}
-			_, err = ask(conn, 0xc0, nil) // PINGREQ: the acknowledgements before it have been read
-			must(t, err)
 			must(t, conn.Close())
 		}
 	}

@@ -33,8 +33,8 @@ type System struct {
 	// they are ready: a measurement begins with it. They end with t.
 	Start func(t *testing.T, s *Stage) []int
 
-	// Progress is for a system that writes no rows: how many messages it has dealt with, and when the
-	// first and the last. Nil: the rows and their times of commit tell.
+	// Progress is for a system that tells itself how many messages it has dealt with, and when the first and
+	// the last. Nil: the rows and their times of commit tell.
 	Progress func() (messages int, first, last time.Time)
 }
 
