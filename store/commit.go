@@ -148,6 +148,9 @@ func (w *Writer) attempt(ctx context.Context, b *batch) (*outcome, error) {
 		progress()
 	}
 	wait := w.cfg.lineLock
+	if !careful {
+		arrange(live)
+	}
 	for refused := 0; !careful; refused++ {
 		err = w.insertAll(ctx, conn.Conn().PgConn(), b, live, o)
 		if !w.uncopied(err, live) {
@@ -301,6 +304,9 @@ func (w *Writer) insertAll(ctx context.Context, conn *pgconn.PgConn, b *batch, l
 	statements := w.begin(&b.record, w.cfg.lineLock)
 	owner := slices.Repeat([]*insertion{nil}, len(statements))
 	for _, in := range live {
+		if in.leader != nil {
+			continue
+		}
 		for _, s := range in.parts {
 			statements, owner = append(statements, &s.statement), append(owner, in)
 		}
@@ -330,6 +336,11 @@ func (w *Writer) insertAll(ctx context.Context, conn *pgconn.PgConn, b *batch, l
 		return e
 	}
 	for _, in := range live {
+		if in.copying {
+			in.share()
+		}
+	}
+	for _, in := range live {
 		w.count(o, in, len(in.units))
 	}
 	return nil
@@ -347,15 +358,22 @@ func (w *Writer) uncopied(err error, live []*insertion) bool {
 	if !live[i].copying {
 		return false
 	}
-	live[i].refusedCopy()
+	refusal := append(slices.Clone(live[i].others), live[i]) // whose rows they were is not known
+	for _, in := range refusal {
+		in.refusedCopy()
+	}
 	switch refused.Code {
 	case "0A000", "42809": // feature not supported, wrong object type
-		w.tables.uncopied(failed.route)
+		for _, in := range refusal {
+			w.tables.uncopied(in.plan.route)
+		}
 	case "23505": // unique violation
 	default:
 		return false
 	}
-	live[i].insert()
+	for _, in := range refusal {
+		in.insert()
+	}
 	return true
 }
 

@@ -292,7 +292,10 @@ func TestOrderOfRows(t *testing.T) {
 			units = append(units, unit{entry: i, rows: rows[i : i+1]})
 		}
 		var got []int32
-		for _, ref := range (&plan{timeless: test.timeless}).sorted(units, nil) {
+		in := insertion{}
+		in.gather(&plan{timeless: test.timeless}, units)
+		in.plan.sort(in.rows)
+		for _, ref := range in.rows {
 			got = append(got, ref.unit)
 		}
 		if !slices.Equal(got, test.want) {

@@ -138,32 +138,23 @@ type rowRef struct {
 
 const microsecondsPerDay = 24 * 60 * 60 * 1_000_000
 
-func refer(row *mapping.Row, unit int) rowRef {
+func refer(row *mapping.Row, unit, place int) rowRef {
 	day := row.Time / microsecondsPerDay
 	if row.Time%microsecondsPerDay < 0 {
 		day--
 	}
 	var device [8]byte
 	copy(device[:], row.DeviceID)
-	return rowRef{row: row, unit: int32(unit), day: int32(day), device: binary.BigEndian.Uint64(device[:])}
+	return rowRef{row: row, unit: int32(unit), place: int32(place), day: int32(day), device: binary.BigEndian.Uint64(device[:])}
 }
 
-// sorted puts rows in the order of their day and key. Every writer of every replica does, so that two
+// sort puts rows in the order of their day and key. Every writer of every replica does, so that two
 // transactions that meet in the same keys wait for one another instead of deadlocking. The day is in
 // front because COPY gathers rows by partition before it inserts them: with all rows of a partition side
 // by side it keeps the order. Equal keys stay in the order of receipt: the first is inserted, the
-// others are its duplicates.
-func (p *plan) sorted(units []unit, into []rowRef) []rowRef {
-	into = slices.Grow(into[:0], len(units))
-	for i := range units {
-		for j := range units[i].rows {
-			ref := refer(&units[i].rows[j], i)
-			ref.place = int32(len(into))
-			into = append(into, ref)
-		}
-	}
-	// Stable by the place, which is faster than a stable sort.
-	slices.SortFunc(into, func(a, b rowRef) int {
+// others are its duplicates. The place sees to that, faster than a stable sort would.
+func (p *plan) sort(rows []rowRef) {
+	slices.SortFunc(rows, func(a, b rowRef) int {
 		if a.day != b.day && !p.timeless {
 			return cmp.Compare(a.day, b.day)
 		}
@@ -172,7 +163,16 @@ func (p *plan) sorted(units []unit, into []rowRef) []rowRef {
 		}
 		return cmp.Or(p.compareKeys(a.row, b.row), cmp.Compare(a.place, b.place))
 	})
-	return into
+}
+
+// twice says whether a key stands twice in sorted rows of a table that takes it once.
+func (p *plan) twice(rows []rowRef) bool {
+	for i := 1; p.conflict != "" && i < len(rows); i++ {
+		if p.compareKeys(rows[i-1].row, rows[i].row) == 0 {
+			return true
+		}
+	}
+	return false
 }
 
 func (p *plan) compareKeys(a, b *mapping.Row) int {
@@ -189,7 +189,7 @@ func (p *plan) compareKeys(a, b *mapping.Row) int {
 type insertion struct {
 	plan  *plan
 	units []unit
-	rows  []rowRef // in the order of their keys
+	rows  []rowRef // in the order of their keys once the statements are made
 	parts []*part
 
 	failing bool // the last attempt did not succeed
@@ -201,6 +201,12 @@ type insertion struct {
 	check    *statement // after the COPY: fails where a column's type is not the one that was looked at
 	patience int
 	clean    int
+
+	// See arrange.
+	leader  *insertion   // whose COPY has the rows as well; nil: none but its own
+	others  []*insertion // whose rows its COPY has as well
+	joint   []rowRef     // of all of them
+	guessed bool         // the COPY took less than all: of whom is not known
 
 	// several says that a message has more than one row, so that the number of rows inserted does
 	// not tell how many messages were written: the database is asked which ones they are.
@@ -228,12 +234,12 @@ func keyOf(row *mapping.Row) rowKey { return rowKey{row.DeviceID, row.Time, row.
 // maxPatience bounds insertion.patience.
 const maxPatience = 64
 
-// prepare makes the statements for units. The first attempt at them may be a COPY.
+// prepare makes the statements for units. The first attempt at them may be a COPY, which arrange completes.
 func (in *insertion) prepare(p *plan, units []unit) {
 	in.gather(p, units)
 	if in.copies() {
 		in.copying = true
-		in.parts = append(in.parts, &part{rows: in.rows, statement: statement{sql: p.copy, copied: in.rows, columns: len(p.oids)}})
+		in.parts = append(in.parts, &part{rows: in.rows, statement: statement{sql: p.copy, columns: len(p.oids)}})
 		// COPY does not look at the types itself as the inserts do. It has the lock that keeps them.
 		in.check = &statement{sql: "select " + p.altered}
 		return
@@ -247,12 +253,18 @@ func (in *insertion) prepareInsert(p *plan, units []unit) {
 	in.insert()
 }
 
-// gather sorts the rows of units.
+// gather takes the rows of units.
 func (in *insertion) gather(p *plan, units []unit) {
 	in.plan, in.units = p, units
-	in.rows = p.sorted(units, in.rows)
+	in.rows = slices.Grow(in.rows[:0], len(units))
+	for i := range units {
+		for j := range units[i].rows {
+			in.rows = append(in.rows, refer(&units[i].rows[j], i, len(in.rows)))
+		}
+	}
 	in.parts = in.parts[:0]
 	in.copying, in.check, in.several, in.inserted = false, nil, false, nil
+	in.leader, in.others, in.guessed = nil, in.others[:0], false
 	for i := range units {
 		in.several = in.several || len(units[i].rows) != 1
 	}
@@ -262,9 +274,13 @@ func (in *insertion) gather(p *plan, units []unit) {
 func (in *insertion) letGo() {
 	clear(in.rows[:cap(in.rows)]) // an isolation leaves others behind those of its last part
 	clear(in.parts[:cap(in.parts)])
+	clear(in.joint[:cap(in.joint)])
 	in.units, in.rows, in.parts, in.inserted = nil, in.rows[:0], in.parts[:0], nil
 	if cap(in.rows) > keepUnits {
 		in.rows = nil
+	}
+	if cap(in.joint) > keepUnits {
+		in.joint = nil
 	}
 	for i, b := range in.buffers {
 		if cap(b) > keepBuffer {
@@ -276,15 +292,7 @@ func (in *insertion) letGo() {
 // copies says whether COPY is worth trying, and can be accounted for: of messages with several rows it
 // is not known afterwards which rows a trigger let vanish.
 func (in *insertion) copies() bool {
-	if in.plan.copy == "" || in.clean < in.patience || in.several && in.plan.drops {
-		return false
-	}
-	for i := 1; in.plan.conflict != "" && i < len(in.rows); i++ {
-		if in.plan.compareKeys(in.rows[i-1].row, in.rows[i].row) == 0 {
-			return false
-		}
-	}
-	return true
+	return in.plan.copy != "" && in.clean >= in.patience && !(in.several && in.plan.drops)
 }
 
 // refusedCopy notes that COPY failed over the rows.
@@ -307,7 +315,9 @@ func (in *insertion) learn(duplicates bool) {
 // insert makes the statements that insert the rows.
 func (in *insertion) insert() {
 	p := in.plan
+	p.sort(in.rows)
 	in.copying, in.check, in.parts = false, nil, in.parts[:0]
+	in.leader, in.others = nil, in.others[:0]
 	if p.arrays != nil {
 		for rows := in.rows; len(rows) > 0; {
 			n, size := 0, 0
@@ -369,10 +379,10 @@ func (in *insertion) readKey(s *part, values [][]byte) error {
 	return nil
 }
 
-// unsure says that rows of messages with several vanished in a COPY, nobody knows which: the trigger is
-// newer than the plan.
+// unsure says that rows vanished in a COPY, nobody knows which, of messages with several rows or of routes that
+// share it: the trigger is newer than the plan.
 func (in *insertion) unsure() bool {
-	return in.copying && in.several && in.plan.conflict != "" && in.parts[0].affected < int64(len(in.rows))
+	return in.guessed || in.copying && in.several && in.plan.conflict != "" && in.parts[0].affected < int64(len(in.rows))
 }
 
 // result says how many rows were inserted, for how many messages at least one, and how many messages

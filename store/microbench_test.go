@@ -42,6 +42,7 @@ func BenchmarkEncodeBatch(b *testing.B) {
 			for b.Loop() {
 				batch = newBatch(entries, nil, batch)
 				in.prepare(p, batch.groups[0].units)
+				arrange([]*insertion{&in})
 				for rows := in.parts[0].copied; len(rows) > 0; {
 					rows, wire = appendCopyData(wire[:0], rows, in.parts[0].columns)
 				}

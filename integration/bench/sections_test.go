@@ -159,7 +159,7 @@ func measureRoutes(t *testing.T, b *suite) []*Point {
 				continue
 			}
 			jobs = append(jobs, b.drainJob(fmt.Sprintf("%d, %s", routes, system.Name), float64(routes), system, func() Work {
-				w := drainWork(b.messages, 1000)
+				w := drainWork(b.all, 1000) // as many as make the start of a process with many routes a small part
 				w.Sites = routes
 				return w
 			}))

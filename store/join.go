@@ -1,0 +1,81 @@
+package store
+
+import "slices"
+
+// arrange completes the COPYs of a batch. Those that write the same columns of the same table become one.
+// Hundreds of routes may lead there with a few rows each: so the server looks at table, partitions and indexes
+// once, and visits a page of an index once for the rows of all.
+func arrange(live []*insertion) {
+	for i, in := range live {
+		if !in.copying || in.leader != nil {
+			continue
+		}
+		for _, other := range live[i+1:] { // those of a table stand together
+			if other.plan.table != in.plan.table {
+				break
+			}
+			if other.copying && other.leader == nil && in.plan.joins(other.plan) {
+				in.others = append(in.others, other)
+			}
+		}
+		if len(in.others) > 0 && !in.lead() {
+			for _, other := range in.others {
+				other.insertDuplicates()
+			}
+			in.others = slices.DeleteFunc(in.others, func(other *insertion) bool { return !other.copying })
+			if in.insertDuplicates(); in.copying && len(in.others) > 0 && !in.lead() { // a key of two routes
+				in.others = in.others[:0]
+			}
+		}
+		if in.copying && len(in.others) == 0 && !in.insertDuplicates() {
+			in.parts[0].copied = in.rows
+		}
+	}
+}
+
+// insertDuplicates makes inserts of the rows if a key stands twice in them: COPY would fail.
+func (in *insertion) insertDuplicates() bool {
+	if in.plan.sort(in.rows); !in.plan.twice(in.rows) {
+		return false
+	}
+	in.insert()
+	return true
+}
+
+// joins says whether rows of both plans may stand in one COPY. Where a trigger may let some vanish, it would
+// not be known whose.
+func (p *plan) joins(other *plan) bool {
+	return !p.drops && !other.drops && p.copy == other.copy && p.altered == other.altered && p.conflict == other.conflict &&
+		p.timeless == other.timeless && slices.Equal(p.oids, other.oids)
+}
+
+// lead takes the rows of the others into the COPY, unless a key stands twice in them.
+func (in *insertion) lead() bool {
+	in.joint = append(in.joint[:0], in.rows...)
+	for _, other := range in.others {
+		in.joint = append(in.joint, other.rows...)
+	}
+	if in.plan.sort(in.joint); in.plan.twice(in.joint) {
+		return false
+	}
+	for _, other := range in.others {
+		other.leader = in
+	}
+	in.parts[0].copied = in.joint
+	return true
+}
+
+// share deals out what the COPY says of the rows of all. It is less than all there were if a trigger that is
+// newer than the plan let some vanish; the sum is right then, and whose they were is a guess.
+func (in *insertion) share() {
+	if len(in.others) == 0 {
+		return
+	}
+	left := in.parts[0].affected
+	guessed := left != int64(len(in.joint))
+	for _, member := range append(in.others, in) {
+		member.guessed = guessed
+		member.parts[0].affected = min(left, int64(len(member.rows)))
+		left -= member.parts[0].affected
+	}
+}
