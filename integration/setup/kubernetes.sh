@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# kubernetes.sh build | up | load IMAGE... | kubectl ... | down: a real Kubernetes cluster of two
+# kubernetes.sh build | up | load IMAGE... | kubectl ... | kill NODE CONTAINER | down: a real Kubernetes cluster of two
 # nodes on this machine, out of Debian's packages and one Go module. Root only.
 #
 # build    installs the packages and compiles Kubernetes, 7 to 10 minutes the first time; the
@@ -7,6 +7,7 @@
 # up       starts etcd, the control plane and two nodes, in half a minute.
 # load     brings images of the Docker engine to both nodes.
 # kubectl  talks to the cluster.
+# kill     ends the first process of a container with SIGKILL, which nobody inside of it could.
 # down     stops what "up" started, and nothing else.
 #
 # Each node lives in a network namespace of its own. They are joined with each other and with
@@ -341,5 +342,6 @@ down() {
 case ${1:-} in
 build | up | down) "$1" ;;
 load | kubectl) "$@" ;;
-*) die "usage: kubernetes.sh build | up | load IMAGE... | kubectl ... | down" ;;
+kill) images "$2" tasks kill --signal SIGKILL "${3#containerd://}" ;;
+*) die "usage: kubernetes.sh build | up | load IMAGE... | kubectl ... | kill NODE CONTAINER | down" ;;
 esac
