@@ -3,6 +3,12 @@
 # Tools, pinned here and nowhere else. (Go itself is pinned in go.mod.)
 GOLANGCI_VERSION := v2.15.0
 PERF_VERSION     := v0.0.0-20260908200009-22c9c6c9d4da
+KUSTOMIZE_VERSION   := v5.8.3
+KUBECONFORM_VERSION := v0.8.0
+# Whose schemas the manifests are held against. Kubernetes itself is pinned in
+# integration/setup/kubernetes/hyperkube/go.mod.
+PROMETHEUS_OPERATOR_VERSION := v0.85.0
+CERT_MANAGER_VERSION        := v1.21.2
 
 MODULE  := github.com/mqttpg/bridge
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
@@ -14,6 +20,11 @@ CACHE     := $(CURDIR)/.cache
 GOLANGCI  := $(CACHE)/bin/golangci-lint-$(GOLANGCI_VERSION)
 BENCHSTAT := $(CACHE)/bin/benchstat-$(PERF_VERSION)
 COVER_DIR := $(CACHE)/cover
+KUSTOMIZE := $(CACHE)/bin/kustomize-$(KUSTOMIZE_VERSION)
+KUBECONFORM := $(CACHE)/bin/kubeconform-$(KUBECONFORM_VERSION)
+KUBERNETES_VERSION := $(shell sed -nE 's,^\tk8s.io/kubernetes (v.*),\1,p' integration/setup/kubernetes/hyperkube/go.mod)
+SCHEMAS   := $(CACHE)/schemas-$(KUBERNETES_VERSION)-$(PROMETHEUS_OPERATOR_VERSION)-$(CERT_MANAGER_VERSION)
+MANIFESTS := $(CACHE)/manifests
 
 # The scenarios need a broker and a database; everything else is a unit test.
 SCENARIOS := ./integration ./integration/provider ./integration/deploy ./integration/faults ./integration/bench
@@ -26,7 +37,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test setup vet lint test-unit test-allocations test-integration test-image faults cover bench bench-peers bench-ledger bench-micro benchstat build image fmt clean
+.PHONY: help demo test setup vet lint test-unit test-allocations test-integration manifests test-k8s test-image faults cover bench bench-peers bench-ledger bench-micro benchstat build image fmt clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +74,17 @@ test-integration: ## the bridge between a real broker and a real database
 	  go test -race -count=1 -timeout 20m -run '$(CORE)' ./integration; \
 	  go test -race -count=1 -timeout 10m ./integration/provider; \
 	fi
+
+manifests: $(KUSTOMIZE) $(KUBECONFORM) $(SCHEMAS) ## build every overlay of deploy/k8s and validate it offline, into .cache/manifests
+	rm -rf $(MANIFESTS) && mkdir -p $(MANIFESTS)
+	for folder in deploy/k8s/base deploy/k8s/overlays/* integration/deploy/testdata/everything; do \
+	  $(KUSTOMIZE) build $$folder -o $(MANIFESTS)/$$(basename $$folder).yaml; \
+	done
+	$(KUBECONFORM) -strict -summary -schema-location '$(SCHEMAS)/{{ .ResourceKind }}{{ .KindSuffix }}.json' $(MANIFESTS)
+
+test-k8s: ## the life of a release on a real cluster (of KUBECONFIG, or one of its own), its table into docs/kubernetes-scenarios.md
+	$(if $(filter true,$(CI)),,K8S_DOC=$(CURDIR)/docs/kubernetes-scenarios.md) \
+	  go test -tags kubernetes -count=1 -timeout 30m -v ./integration/k8s
 
 test-image: ## build the container image and look into it (where a Docker engine answers)
 	if [ "$${CI:-}" = true ] || timeout 10 docker version >/dev/null 2>&1; then \
@@ -118,6 +140,24 @@ $(GOLANGCI):
 	else \
 	  GOBIN=$(@D) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION) && mv $(@D)/golangci-lint $@; \
 	fi
+
+$(KUSTOMIZE):
+	mkdir -p $(@D)
+	GOBIN=$(@D) go install sigs.k8s.io/kustomize/kustomize/v5@$(KUSTOMIZE_VERSION) && mv $(@D)/kustomize $@
+
+$(KUBECONFORM):
+	mkdir -p $(@D)
+	GOBIN=$(@D) go install github.com/yannh/kubeconform/cmd/kubeconform@$(KUBECONFORM_VERSION) && mv $(@D)/kubeconform $@
+
+# A module's folder, fetched through the module proxy and nothing else.
+module = $(shell go mod download -json $(1) | sed -nE 's/^\t"Dir": "(.*)",$$/\1/p')
+
+$(SCHEMAS):
+	rm -rf $@.new
+	go run ./integration/setup/schemas $@.new $(call module,k8s.io/kubernetes@$(KUBERNETES_VERSION))/api/openapi-spec/swagger.json \
+	  $(call module,github.com/prometheus-operator/prometheus-operator@$(PROMETHEUS_OPERATOR_VERSION))/example/prometheus-operator-crd/*{podmonitors,prometheusrules}.yaml \
+	  $(call module,github.com/cert-manager/cert-manager@$(CERT_MANAGER_VERSION))/deploy/crds/cert-manager.io_certificates.yaml
+	mv $@.new $@
 
 $(BENCHSTAT):
 	mkdir -p $(@D)
