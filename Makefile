@@ -3,7 +3,8 @@
 # Tools, pinned here and nowhere else. (Go itself is pinned in go.mod.)
 GOLANGCI_VERSION := v2.15.0
 PERF_VERSION     := v0.0.0-20260908200009-22c9c6c9d4da
-KUSTOMIZE_VERSION   := v5.8.3
+# The newest that Go 1.26 builds.
+KUSTOMIZE_VERSION   := v5.8.2
 KUBECONFORM_VERSION := v0.8.0
 # Whose schemas the manifests are held against. Kubernetes itself is pinned in
 # integration/setup/kubernetes/hyperkube/go.mod.
@@ -37,7 +38,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test setup vet lint test-unit test-allocations test-integration manifests test-k8s test-image faults cover bench bench-peers bench-ledger bench-micro benchstat build image fmt clean
+.PHONY: help demo test setup vet lint test-unit test-allocations test-integration manifests validate test-k8s test-image faults cover bench bench-peers bench-ledger bench-micro benchstat build image fmt clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,7 +81,10 @@ manifests: $(KUSTOMIZE) $(KUBECONFORM) $(SCHEMAS) ## build every overlay of depl
 	for folder in deploy/k8s/base deploy/k8s/overlays/* integration/deploy/testdata/everything; do \
 	  $(KUSTOMIZE) build $$folder -o $(MANIFESTS)/$$(basename $$folder).yaml; \
 	done
-	$(KUBECONFORM) -strict -summary -schema-location '$(SCHEMAS)/{{ .ResourceKind }}{{ .KindSuffix }}.json' $(MANIFESTS)
+	$(MAKE) --no-print-directory validate FILES=$(MANIFESTS)
+
+validate: $(KUBECONFORM) $(SCHEMAS)
+	$(KUBECONFORM) -strict -summary -schema-location '$(SCHEMAS)/{{ .ResourceKind }}{{ .KindSuffix }}.json' $(FILES)
 
 test-k8s: ## the life of a release on a real cluster (of KUBECONFIG, or one of its own), its table into docs/kubernetes-scenarios.md
 	$(if $(filter true,$(CI)),,K8S_DOC=$(CURDIR)/docs/kubernetes-scenarios.md) \
