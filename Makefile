@@ -6,6 +6,7 @@ PERF_VERSION     := v0.0.0-20260908200009-22c9c6c9d4da
 # The newest that Go 1.26 builds.
 KUSTOMIZE_VERSION   := v5.8.2
 KUBECONFORM_VERSION := v0.8.0
+CYCLONEDX_VERSION   := v1.10.0
 # Whose schemas the manifests are held against. Kubernetes itself is pinned in
 # integration/setup/kubernetes/hyperkube/go.mod.
 PROMETHEUS_OPERATOR_VERSION := v0.85.0
@@ -23,6 +24,7 @@ BENCHSTAT := $(CACHE)/bin/benchstat-$(PERF_VERSION)
 COVER_DIR := $(CACHE)/cover
 KUSTOMIZE := $(CACHE)/bin/kustomize-$(KUSTOMIZE_VERSION)
 KUBECONFORM := $(CACHE)/bin/kubeconform-$(KUBECONFORM_VERSION)
+CYCLONEDX := $(CACHE)/bin/cyclonedx-gomod-$(CYCLONEDX_VERSION)
 KUBERNETES_VERSION := $(shell sed -nE 's,^\tk8s.io/kubernetes (v.*),\1,p' integration/setup/kubernetes/hyperkube/go.mod)
 SCHEMAS   := $(CACHE)/schemas-$(KUBERNETES_VERSION)-$(PROMETHEUS_OPERATOR_VERSION)-$(CERT_MANAGER_VERSION)
 MANIFESTS := $(CACHE)/manifests
@@ -38,7 +40,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test setup vet lint test-unit test-allocations test-integration manifests validate test-k8s test-image faults cover bench bench-peers bench-ledger bench-micro benchstat build image fmt clean
+.PHONY: help demo test setup vet lint test-unit test-allocations test-integration manifests validate test-k8s test-cluster test-image sbom faults cover bench bench-peers bench-ledger bench-micro benchstat build image fmt clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,13 +50,13 @@ demo: ## broker, database, bridge and devices on this machine (DEMO_SECONDS=20 e
 	go build -o $(CACHE)/bin/demo ./cmd/demo
 	$(CACHE)/bin/demo
 
-test: setup vet lint test-unit test-allocations test-integration test-image cover ## everything: linters, all tests, coverage
+test: setup vet lint test-unit test-allocations test-integration test-image test-cluster cover ## everything: linters, all tests, coverage
 
 setup: ## find or install what the tests need
 	bash integration/setup/prepare.sh
 
 vet:
-	go vet -tags docker ./...
+	go vet -tags docker,kubernetes ./...
 
 lint: $(GOLANGCI) ## run the linters
 	$(GOLANGCI) run
@@ -85,6 +87,9 @@ manifests: $(KUSTOMIZE) $(KUBECONFORM) $(SCHEMAS) ## build every overlay of depl
 
 validate: $(KUBECONFORM) $(SCHEMAS)
 	$(KUBECONFORM) -strict -summary -schema-location '$(SCHEMAS)/{{ .ResourceKind }}{{ .KindSuffix }}.json' $(FILES)
+
+test-cluster: # as a part of `make test`: a person's cluster is touched only when test-k8s is asked for
+	if [ "$${CI:-}" = true ]; then env -u KUBECONFIG $(MAKE) --no-print-directory test-k8s; else echo 'make test-k8s tries Kubernetes'; fi
 
 test-k8s: ## the life of a release on a real cluster (of KUBECONFIG, or one of its own), its table into docs/kubernetes-scenarios.md
 	$(if $(filter true,$(CI)),,K8S_DOC=$(CURDIR)/docs/kubernetes-scenarios.md) \
@@ -131,6 +136,10 @@ image: ## the container image, as $(IMAGE)
 	DOCKER_BUILDKIT=$$(docker buildx version >/dev/null 2>&1 && echo 1 || echo 0) \
 	  docker build --build-arg VERSION='$(VERSION)' --build-arg COMMIT='$(COMMIT)' --tag '$(IMAGE)' .
 
+sbom: build $(CYCLONEDX) ## what bin/bridge is made of, as bin/bridge.cdx.json (CycloneDX)
+	@# Read from the binary itself: what is listed is what was linked.
+	$(CYCLONEDX) bin -json -std -version '$(VERSION)' -output bin/bridge.cdx.json bin/bridge
+
 fmt: $(GOLANGCI) ## format the code
 	$(GOLANGCI) fmt
 
@@ -152,6 +161,10 @@ $(KUSTOMIZE):
 $(KUBECONFORM):
 	mkdir -p $(@D)
 	GOBIN=$(@D) go install github.com/yannh/kubeconform/cmd/kubeconform@$(KUBECONFORM_VERSION) && mv $(@D)/kubeconform $@
+
+$(CYCLONEDX):
+	mkdir -p $(@D)
+	GOBIN=$(@D) go install github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@$(CYCLONEDX_VERSION) && mv $(@D)/cyclonedx-gomod $@
 
 # A module's folder, fetched through the module proxy and nothing else.
 module = $(shell go mod download -json $(1) | sed -nE 's/^\t"Dir": "(.*)",$$/\1/p')

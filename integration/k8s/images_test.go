@@ -21,10 +21,15 @@ type images struct {
 
 func buildImages(t *testing.T) images {
 	t.Helper()
-	run(t, "make", "-C", root, "--no-print-directory", "image", "IMAGE=bridge:k8s-test")
-	i := images{first: byContent(t, "bridge", run(t, "docker", "image", "inspect", "--format", "{{.Id}}", "bridge:k8s-test"))}
-	run(t, "docker", "tag", "bridge:k8s-test", i.first)
-	run(t, "docker", "image", "rm", "bridge:k8s-test")
+	made := os.Getenv("BRIDGE_TEST_IMAGE") // of somebody who has just built one
+	if made == "" {
+		made = "bridge:k8s-test"
+		// Built as the image test builds it, so that where both run the layers are there already.
+		run(t, "make", "-C", root, "--no-print-directory", "image", "IMAGE="+made, "VERSION=v0.0.0-image-test", "COMMIT=abc1234")
+		defer run(t, "docker", "image", "rm", made)
+	}
+	i := images{first: byContent(t, "bridge", run(t, "docker", "image", "inspect", "--format", "{{.Id}}", made))}
+	run(t, "docker", "tag", made, i.first)
 	dir := t.TempDir()
 	i.second = onTop(t, dir, "bridge", "FROM "+i.first+"\nLABEL release=second\n")
 	buildMigrated(t, filepath.Join(dir, "bridge"))

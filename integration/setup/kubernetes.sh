@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# kubernetes.sh build | up | load IMAGE... | kubectl ... | kill NODE CONTAINER | down: a real Kubernetes cluster of two
-# nodes on this machine, out of Debian's packages and one Go module. Root only.
+# kubernetes.sh COMMAND: a real Kubernetes cluster of two nodes on this machine, out of Debian's
+# packages and one Go module. Root only.
 #
-# build    installs the packages and compiles Kubernetes, 7 to 10 minutes the first time; the
-#          program is kept in BRIDGE_KUBERNETES_CACHE (default ~/.cache/bridge-kubernetes).
+# packages installs what is needed beside Kubernetes.
+# build    compiles Kubernetes, 7 to 10 minutes the first time; the program is kept in
+#          BRIDGE_KUBERNETES_CACHE (default ~/.cache/bridge-kubernetes).
 # up       starts etcd, the control plane and two nodes, in half a minute.
-# load     brings images of the Docker engine to both nodes.
-# kubectl  talks to the cluster.
-# kill     ends the first process of a container with SIGKILL, which nobody inside of it could.
+# load IMAGE... brings images of the Docker engine to both nodes.
+# kubectl ... talks to the cluster.
+# kill NODE CONTAINER ends the first process of a container with SIGKILL, which nobody inside of it could.
 # down     stops what "up" started, and nothing else.
 #
 # Each node lives in a network namespace of its own. They are joined with each other and with
@@ -55,18 +56,24 @@ await() {
   die "$name does not come up, its last words are above"
 }
 
-build() {
+packages() {
   [ "$(id -u)" = 0 ] || die "a cluster of one's own needs root; or set KUBECONFIG to another one"
   apt_install etcd-server containerd runc containernetworking-plugins iproute2 iptables openssl util-linux
+}
+
+build() {
+  packages
+  mkdir -p "$build_dir"
+  exec 9>"$build_dir/lock" # somebody else may be at it
+  flock 9
   if [ ! -x "$hyperkube" ]; then
     say "compiling Kubernetes $version, which takes 7 to 10 minutes once; it is kept in $build_dir"
-    mkdir -p "$build_dir"
     local flags='-s -w' package
     for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
       flags+=" -X $package.gitVersion=v$version -X $package.gitMajor=${version%%.*}"
       flags+=" -X $package.gitMinor=$(cut -d. -f2 <<<"$version") -X $package.gitTreeState=clean"
     done
-    (cd "$source_dir/hyperkube" && CGO_ENABLED=0 nice -n 10 go build -trimpath -buildvcs=false -ldflags "$flags" -o "$hyperkube.new" .)
+    (cd "$source_dir/hyperkube" && CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "$flags" -o "$hyperkube.new" .)
     mv "$hyperkube.new" "$hyperkube" # whoever sees it sees it whole
   fi
   if ! docker image inspect "$pause" >/dev/null 2>&1; then
@@ -340,8 +347,8 @@ down() {
 }
 
 case ${1:-} in
-build | up | down) "$1" ;;
+packages | build | up | down) "$1" ;;
 load | kubectl) "$@" ;;
 kill) images "$2" tasks kill --signal SIGKILL "${3#containerd://}" ;;
-*) die "usage: kubernetes.sh build | up | load IMAGE... | kubectl ... | kill NODE CONTAINER | down" ;;
+*) die "usage: kubernetes.sh packages | build | up | load IMAGE... | kubectl ... | kill NODE CONTAINER | down" ;;
 esac
