@@ -4,6 +4,7 @@ package deploy
 
 import (
 	"bufio"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -53,9 +54,7 @@ func TestCompose(t *testing.T) {
 		}
 		_ = file.Close()
 	}
-	for name, value := range bridge.Environment {
-		env[name] = value
-	}
+	maps.Copy(env, bridge.Environment)
 	timeout, err := time.ParseDuration(env["BRIDGE_SHUTDOWN_TIMEOUT"])
 	if err != nil {
 		t.Fatal(err)

@@ -187,6 +187,7 @@ func TestKubernetes(t *testing.T) {
 
 	s.install(t)
 	s.validate(t)
+	s.migrateByHand(t)
 	s.play(t)
 	s.write(t)
 }
@@ -230,6 +231,17 @@ func (s *suite) validate(t *testing.T) {
 		must(t, unlessDifferent(err))
 		if out != "" {
 			t.Errorf("kubectl diff says:\n%s", out)
+		}
+	})
+}
+
+// migrateByHand starts the migration that the overlay has suspended, as an operator would.
+func (s *suite) migrateByHand(t *testing.T) {
+	t.Run("migration by hand", func(t *testing.T) {
+		s.do(t, "create", "job", "--from=cronjob/bridge-migrate", "by-hand")
+		s.do(t, "wait", "--for=condition=Complete", "job/by-hand", "--timeout="+patience.String())
+		if log := s.do(t, "logs", "job/by-hand"); !strings.Contains(log, "0 applied, up to date") || !strings.Contains(log, "route telemetry: table telemetry fits") {
+			t.Errorf("it says:\n%s", log)
 		}
 	})
 }
@@ -303,7 +315,7 @@ func (s *suite) play(t *testing.T) {
 
 // drain empties the node that holds no volume, one bridge at a time.
 func (s *suite) drain(t *testing.T) {
-	var counts = map[string]int{}
+	counts := map[string]int{}
 	for _, p := range s.bridges(t) {
 		counts[p.Spec.NodeName]++
 	}

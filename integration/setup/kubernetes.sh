@@ -305,42 +305,45 @@ load() {
   rm "$run_dir/images.tar"
 }
 
-# end NAME: a process that "up" started, if its number still belongs to it.
+# end NAME...: processes that "up" started, if their numbers still belong to them.
 end() {
-  local pid tries
-  pid=$(cat "$run_dir/$1.pid" 2>/dev/null) || return 0
-  grep -qF -e "$run_dir" -e "$hyperkube" "/proc/$pid/cmdline" 2>/dev/null || return 0
-  kill "$pid" 2>/dev/null || return 0
-  for ((tries = 0; tries < 100; tries++)); do
-    [ -d "/proc/$pid" ] || return 0
+  local name pid pids=() tries
+  for name in "$@"; do
+    pid=$(cat "$run_dir/$name.pid" 2>/dev/null) || continue
+    if grep -qF -e "$run_dir" -e "$hyperkube" "/proc/$pid/cmdline" 2>/dev/null; then pids+=("$pid"); fi
+  done
+  [ ${#pids[@]} -gt 0 ] || return 0
+  kill "${pids[@]}" 2>/dev/null || true
+  for ((tries = 0; tries < 30; tries++)); do
+    kill -0 "${pids[@]}" 2>/dev/null || return 0 # all are gone
     sleep 0.1
   done
-  kill -9 "$pid" 2>/dev/null || true
+  kill -9 "${pids[@]}" 2>/dev/null || true # of a cluster that is thrown away nothing has to be saved
 }
 
 down() {
-  local node task
+  local node item
   [ -e "$run_dir" ] || return 0
   cd /
+  end kubelet-n1 kubelet-n2 proxy-n1 proxy-n2 # first, or they would start again what is ended now
   for node in "${nodes[@]}"; do
-    end "kubelet-$node"
-    end "proxy-$node"
-    for task in $(images "$node" tasks list -q 2>/dev/null); do images "$node" tasks kill -s KILL "$task" 2>/dev/null || true; done
-    sleep 0.5
-    for task in $(images "$node" containers list -q 2>/dev/null); do
-      # The kubelet is gone, so nobody else takes a pod's network down.
-      images "$node" containers info "$task" | sed -nE 's#.*"/var/run/netns/(cni-[a-z0-9-]+)".*#\1#p' | xargs -r -n 1 ip netns delete 2>/dev/null || true
-      images "$node" tasks delete -f "$task" >/dev/null 2>&1 || true
-      images "$node" containers delete "$task" >/dev/null 2>&1 || true
-    done
-    end "containerd-$node"
+    images "$node" tasks list -q 2>/dev/null | xargs -r -n 1 -P 8 ctr --address "$(containerd_socket "$node")" --namespace k8s.io tasks kill -s KILL 2>/dev/null || true
   done
-  for task in dns scheduler controllers apiserver etcd; do end "$task"; done
-  awk -v dir="$run_dir/" 'index($2, dir) == 1 { print $2 }' /proc/mounts | sort -r | while read -r task; do umount -l "$task"; done
+  sleep 0.5
+  for node in "${nodes[@]}"; do
+    for item in $(images "$node" containers list -q 2>/dev/null); do
+      # Nobody else takes a pod's network down any more.
+      images "$node" containers info "$item" | sed -nE 's#.*"/var/run/netns/(cni-[a-z0-9-]+)".*#\1#p' | xargs -r -n 1 ip netns delete 2>/dev/null || true
+      images "$node" tasks delete -f "$item" >/dev/null 2>&1 || true
+      images "$node" containers delete "$item" >/dev/null 2>&1 || true
+    done
+  done
+  end containerd-n1 containerd-n2 dns scheduler controllers apiserver etcd
+  awk -v dir="$run_dir/" 'index($2, dir) == 1 { print $2 }' /proc/mounts | sort -r | while read -r item; do umount -l "$item"; done
   for node in "${nodes[@]}"; do
     ip netns delete "$id-$node" 2>/dev/null || true
-    cgroup_roots "$node" | while read -r task; do
-      [ ! -d "$task" ] || find "$task" -depth -type d -exec rmdir {} + 2>/dev/null || true
+    cgroup_roots "$node" | while read -r item; do
+      [ ! -d "$item" ] || find "$item" -depth -type d -exec rmdir {} + 2>/dev/null || true
     done
   done
   rm -rf "$run_dir"
