@@ -20,7 +20,7 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// TestRules asks promtool whether the alerts are rules.
+// TestRules asks promtool whether the alerts are rules, and when they fire.
 func TestRules(t *testing.T) {
 	promtool, err := exec.LookPath("promtool")
 	if err != nil {
@@ -41,12 +41,22 @@ func TestRules(t *testing.T) {
 	if data, err = yaml.Marshal(rule.Spec); err != nil {
 		t.Fatal(err)
 	}
-	file := filepath.Join(t.TempDir(), "rules.yaml")
-	if err := os.WriteFile(file, data, 0o600); err != nil {
+	cases, err := os.ReadFile("testdata/rules_test.yaml")
+	if err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command(promtool, "check", "rules", "--lint-fatal", file).CombinedOutput(); err != nil {
-		t.Errorf("promtool: %v\n%s", err, out)
+	dir := t.TempDir()
+	for name, data := range map[string][]byte{"rules.yaml": data, "cases.yaml": cases} {
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, args := range [][]string{{"check", "rules", "--lint-fatal", "rules.yaml"}, {"test", "rules", "cases.yaml"}} {
+		cmd := exec.Command(promtool, args...)
+		cmd.Dir = dir
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("promtool %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
 	}
 }
 

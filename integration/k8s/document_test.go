@@ -17,8 +17,10 @@ func document(version string, own bool, results []result) string {
 	}
 	fmt.Fprintf(&b, `# A release's life on Kubernetes
 
-Written by `+"`make test-k8s`"+`, not by hand. Kubernetes %s, %s; `+"`deploy/k8s/overlays/dev`"+`: three replicas, six sessions,
-Mosquitto and PostgreSQL, each with a volume. Before, during and after each event a pod published 1000 messages per second at
+Written by `+"`make test-k8s`"+`, not by hand. Kubernetes %s, %s. `+"`deploy/k8s/overlays/dev`"+`: three replicas, six sessions,
+Mosquitto and PostgreSQL, each with a volume.
+
+Before, during and after each event a pod published 1000 messages per second at
 QoS 1: every second one is numbered and has an event time, the others are equal to the byte (`+"`21.5`"+`) and carry neither.
 
 | event | how | published | rows | missing | extra | open | sent again | longest pause | longest wait |
@@ -38,8 +40,12 @@ QoS 1: every second one is numbered and has an event time, the others are equal 
   no acknowledgement, and the publisher repeats the message. A publisher that ignores the answer would lose it.
 * **longest pause**: the longest time in which no replica committed anything. **longest wait**: the longest that a numbered message
   took from its publication to its receipt by a bridge; for a killed replica that is the time until another one has taken its
-  sessions over.
+  sessions over. With the broker away it is the time until the bridge has come back to it; with the database away messages are
+  received, and wait in the bridge and in the broker.
 `)
+	if own {
+		b.WriteString("* This cluster accepts network policies and does not enforce them.\n")
+	}
 	return b.String()
 }
 

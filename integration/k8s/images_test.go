@@ -35,6 +35,11 @@ func buildImages(t *testing.T) images {
 	buildMigrated(t, filepath.Join(dir, "bridge"))
 	i.migrated = onTop(t, dir, "bridge", "FROM "+i.first+"\nCOPY bridge /bridge\n")
 	build(t, root, filepath.Join(dir, "load"), "./integration/k8s/load")
+	t.Cleanup(func() {
+		for _, image := range []string{i.first, i.second, i.migrated, i.load} {
+			_ = exec.Command("docker", "image", "rm", "--no-prune", image).Run() // the cluster has copies of its own
+		}
+	})
 	i.load = onTop(t, dir, "bridge-load", "FROM scratch\nCOPY load /load\nUSER 65532:65532\nENTRYPOINT [\"/load\"]\n")
 	return i
 }

@@ -263,23 +263,24 @@ func (s *suite) play(t *testing.T) {
 		s.do(t, "scale", "deployment/bridge", "--replicas=3")
 		s.awaitBridges(t, 3)
 	})
+	s.scenario(t, "standby", "scale 3 → 7 → 3", "one more than there are sessions: the hot standby is ready", func(t *testing.T) {
+		s.do(t, "scale", "deployment/bridge", "--replicas=7")
+		s.awaitBridges(t, 7)
+		s.do(t, "scale", "deployment/bridge", "--replicas=3")
+		s.awaitBridges(t, 3)
+	})
 	s.scenario(t, "delete", "a pod deleted by force", "`kubectl delete pod --force --grace-period=0`", func(t *testing.T) {
 		s.do(t, "delete", "pod", s.bridges(t)[0].Metadata.Name, "--force", "--grace-period=0")
 		s.awaitBridges(t, 3)
 	})
 	if s.own { // killing takes hands on the node
 		s.scenario(t, "kill", "`kill -9` of the process in a pod", "the kubelet starts it again", func(t *testing.T) {
-			victim := s.bridges(t)[0]
-			run(t, "../setup/kubernetes.sh", "kill", victim.Spec.NodeName, victim.Status.ContainerStatuses[0].ContainerID)
-			eventually(t, "the container is started again", func() (bool, string) {
-				for _, p := range s.bridges(t) {
-					if p.Metadata.Name == victim.Metadata.Name && p.restarts() > victim.restarts() {
-						return true, ""
-					}
-				}
-				return false, "it is not"
-			})
-			s.awaitBridges(t, 3)
+			s.signal(t, "SIGKILL")
+		})
+	}
+	if s.own && os.Getenv("K8S_DOC") != "" { // it takes the liveness probe and the grace period, a minute and more
+		s.scenario(t, "hang", "the process in a pod hangs (`kill -STOP`)", "another pod takes its sessions; the liveness probe has it started again", func(t *testing.T) {
+			s.signal(t, "SIGSTOP")
 		})
 	}
 	s.drain(t)
@@ -311,6 +312,22 @@ func (s *suite) play(t *testing.T) {
 		s.do(t, "rollout", "undo", "deployment/bridge")
 		s.awaitRollout(t)
 	})
+}
+
+// signal sends a signal to the process in a pod and waits until the kubelet has started it again.
+func (s *suite) signal(t *testing.T, signal string) {
+	t.Helper()
+	victim := s.bridges(t)[0]
+	run(t, "../setup/kubernetes.sh", "kill", victim.Spec.NodeName, victim.Status.ContainerStatuses[0].ContainerID, signal)
+	eventually(t, "the container is started again", func() (bool, string) {
+		for _, p := range s.bridges(t) {
+			if p.Metadata.Name == victim.Metadata.Name && p.restarts() > victim.restarts() {
+				return true, ""
+			}
+		}
+		return false, "it is not"
+	})
+	s.awaitBridges(t, 3)
 }
 
 // drain empties the node that holds no volume, one bridge at a time.

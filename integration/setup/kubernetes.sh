@@ -8,7 +8,8 @@
 # up       starts etcd, the control plane and two nodes, in half a minute.
 # load IMAGE... brings images of the Docker engine to both nodes.
 # kubectl ... talks to the cluster.
-# kill NODE CONTAINER ends the first process of a container with SIGKILL, which nobody inside of it could.
+# kill NODE CONTAINER [SIGNAL] signals the first process of a container, by default SIGKILL. Nobody inside
+#          of it could: it is process 1 there.
 # down     stops what "up" started, and nothing else.
 #
 # Each node lives in a network namespace of its own. They are joined with each other and with
@@ -352,6 +353,6 @@ down() {
 case ${1:-} in
 packages | build | up | down) "$1" ;;
 load | kubectl) "$@" ;;
-kill) images "$2" tasks kill --signal SIGKILL "${3#containerd://}" ;;
-*) die "usage: kubernetes.sh packages | build | up | load IMAGE... | kubectl ... | kill NODE CONTAINER | down" ;;
+kill) images "$2" tasks kill --signal "${4:-SIGKILL}" "${3#containerd://}" ;;
+*) die "usage: kubernetes.sh packages | build | up | load IMAGE... | kubectl ... | kill NODE CONTAINER [SIGNAL] | down" ;;
 esac
