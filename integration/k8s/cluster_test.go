@@ -17,8 +17,8 @@ import (
 )
 
 const (
-	root      = "../.."
-	namespace = "bridge-dev"
+	root = "../.."
+	dev  = "bridge-dev" // the namespace of overlays/dev
 
 	// patience is how long a test waits for what must happen.
 	patience = 3 * time.Minute
@@ -26,19 +26,27 @@ const (
 
 // cluster is where the tests run.
 type cluster struct {
-	own     bool     // brought up by us
-	kubectl []string // how to call it
+	own       bool     // brought up by us
+	kubectl   []string // how to call it
+	namespace string
+}
+
+// in is the same cluster, seen from another namespace.
+func (c *cluster) in(namespace string) *cluster {
+	other := *c
+	other.namespace = namespace
+	return &other
 }
 
 // openCluster uses the cluster of KUBECONFIG, or brings one up for the test.
 func openCluster(t *testing.T) *cluster {
 	t.Helper()
 	if os.Getenv("KUBECONFIG") != "" {
-		return &cluster{kubectl: []string{"kubectl"}}
+		return &cluster{kubectl: []string{"kubectl"}, namespace: dev}
 	}
 	script, err := filepath.Abs("../setup/kubernetes.sh")
 	must(t, err)
-	c := &cluster{own: true, kubectl: []string{script, "kubectl"}}
+	c := &cluster{own: true, kubectl: []string{script, "kubectl"}, namespace: dev}
 	run(t, script, "build")
 	t.Cleanup(func() {
 		if t.Failed() && os.Getenv("CI") == "" {
@@ -80,14 +88,14 @@ func (c *cluster) try(ctx context.Context, stdin string, args ...string) (string
 // do runs kubectl in the namespace, and must succeed.
 func (c *cluster) do(t *testing.T, args ...string) string {
 	t.Helper()
-	out, err := c.try(t.Context(), "", append([]string{"-n", namespace}, args...)...)
+	out, err := c.try(t.Context(), "", append([]string{"-n", c.namespace}, args...)...)
 	must(t, err)
 	return out
 }
 
-// sql asks the database of the overlay. Its pod may be gone at the moment.
+// sql asks the database of the dev overlay. Its pod may be gone at the moment.
 func (c *cluster) sql(ctx context.Context, query string) (string, error) {
-	out, err := c.try(ctx, "", "-n", namespace, "exec", "postgres-0", "--", "psql", "-U", "telemetry", "-qAtXc", query)
+	out, err := c.try(ctx, "", "-n", dev, "exec", "postgres-0", "--", "psql", "-U", "telemetry", "-qAtXc", query)
 	return strings.TrimSpace(out), err
 }
 

@@ -43,8 +43,13 @@ QoS 1: every second one is numbered and has an event time, the others are equal 
   sessions over. With the broker away it is the time until the bridge has come back to it; with the database away messages are
   received, and wait in the bridge and in the broker.
 `)
+	b.WriteString(`
+Seen in the same run: the server refuses nothing of dev and production (server-side dry run, strict), ` + "`kubectl diff`" + ` after the first apply
+is empty, the migration Job started by hand succeeds, and ` + "`overlays/production`" + ` works beside a broker with TLS and passwords: its pods wait
+until the CronJob's Job has migrated as the owner, then write as a role that can create nothing.
+`)
 	if own {
-		b.WriteString("* This cluster accepts network policies and does not enforce them.\n")
+		b.WriteString("\nThis cluster accepts network policies and does not enforce them.\n")
 	}
 	return b.String()
 }

@@ -173,12 +173,12 @@ func TestKubernetes(t *testing.T) {
 	t.Cleanup(func() {
 		if t.Failed() {
 			for _, args := range [][]string{{"get", "pods,events", "-o", "wide"}, {"logs", "-l", "app.kubernetes.io/name=bridge", "--tail=30", "--prefix"}} {
-				out, err := s.try(context.Background(), "", append([]string{"-n", namespace}, args...)...)
+				out, err := s.try(context.Background(), "", append([]string{"-n", dev}, args...)...)
 				t.Log(out, err)
 			}
 		}
 		if !s.own {
-			_, err := s.try(context.Background(), "", "delete", "namespace", namespace, "--ignore-not-found")
+			_, err := s.try(context.Background(), "", "delete", "namespace", dev, "--ignore-not-found")
 			if err != nil {
 				t.Error(err)
 			}
@@ -189,6 +189,7 @@ func TestKubernetes(t *testing.T) {
 	s.validate(t)
 	s.migrateByHand(t)
 	s.play(t)
+	s.production(t)
 	s.write(t)
 }
 
@@ -200,7 +201,7 @@ func (s *suite) install(t *testing.T) {
 	ready := time.Since(began)
 	load, err := os.ReadFile("testdata/load.yaml")
 	must(t, err)
-	_, err = s.try(t.Context(), strings.ReplaceAll(string(load), "IMAGE", s.images.load), "-n", namespace, "apply", "-f", "-")
+	_, err = s.try(t.Context(), strings.ReplaceAll(string(load), "IMAGE", s.images.load), "-n", dev, "apply", "-f", "-")
 	must(t, err)
 	s.do(t, "wait", "--for=condition=Ready", "pod/load", "--timeout=60s")
 	s.scenario(t, "install", "`kubectl apply -k deploy/k8s/overlays/dev`", fmt.Sprintf("an empty cluster; three replicas ready after %s", ready.Round(time.Second)), func(*testing.T) {})
@@ -215,7 +216,7 @@ func (s *suite) validate(t *testing.T) {
 				_, err := s.try(t.Context(), "", "create", "namespace", "bridge")
 				must(t, err)
 				defer func() {
-					_, err := s.try(context.WithoutCancel(t.Context()), "", "delete", "namespace", "bridge", "--wait=false")
+					_, err := s.try(context.WithoutCancel(t.Context()), "", "delete", "namespace", "bridge")
 					must(t, err)
 				}()
 			}
