@@ -164,6 +164,11 @@ func (s *suite) times(t *testing.T, name, begin string) (pause, wait time.Durati
 func TestKubernetes(t *testing.T) {
 	s := &suite{images: buildImages(t), dir: filepath.Join(t.TempDir(), "k8s")}
 	s.cluster = openCluster(t)
+	for _, name := range []string{dev, "bridge"} { // they are deleted in the end
+		if out, err := s.try(t.Context(), "", "get", "namespace", name, "--ignore-not-found", "-o", "name"); err != nil || out != "" {
+			t.Fatalf("the cluster has a namespace %s already, or does not answer: %s %v", name, out, err)
+		}
+	}
 	s.load(t, s.images.first, s.images.second, s.images.migrated, s.images.load)
 	if s.own {
 		s.load(t, "postgres:15", "eclipse-mosquitto:2")

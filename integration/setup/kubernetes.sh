@@ -287,7 +287,7 @@ up() {
   local node
   [ -x "$hyperkube" ] || die "run $0 build first"
   [ ! -e "$run_dir" ] || down
-  trap 'status=$?; [ $status = 0 ] || down; exit $status' EXIT
+  trap '[ $? = 0 ] || down' EXIT
   mkdir -p "$run_dir"
   networks
   certificates
