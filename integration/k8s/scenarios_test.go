@@ -353,11 +353,18 @@ func (s *suite) drain(t *testing.T) {
 	must(t, json.Unmarshal([]byte(s.do(t, "get", "pod", "postgres-0", "-o", "json")), &database))
 	delete(counts, broker.Spec.NodeName)
 	delete(counts, database.Spec.NodeName)
+	if len(counts) == 0 && s.own { // where the pods are is the scheduler's choice
+		_, err := s.try(t.Context(), "", "cordon", broker.Spec.NodeName)
+		must(t, err)
+		s.do(t, "delete", "pod", s.bridges(t)[0].Metadata.Name)
+		s.awaitBridges(t, 3)
+		_, err = s.try(t.Context(), "", "uncordon", broker.Spec.NodeName)
+		must(t, err)
+		s.drain(t)
+		return
+	}
 	if len(counts) == 0 {
-		if s.own {
-			t.Fatal("no bridge runs on a node of its own: there is nothing to drain")
-		}
-		t.Log("one node for everything: nothing can be drained")
+		t.Log("no bridge runs on a node of its own: nothing can be drained")
 		return
 	}
 	for node, n := range counts {
