@@ -28,7 +28,7 @@ hyperkube=$build_dir/hyperkube-$(cat "$source_dir"/hyperkube/* | cksum | cut -d'
 id=bridge-$(printf %s "$cache_dir" | cksum | cut -d' ' -f1)
 run_dir=$cache_dir/kubernetes
 nodes=(n1 n2) # the control plane is on the first, and so are the volumes
-pause=registry.k8s.io/pause:3.10
+pause=localhost/pause:1
 
 address() { printf '10.99.0.%s\n' "${1#n}"; } # of a node
 pods() { printf '10.244.%s.0/24\n' "${1#n}"; } # of a node's pods
