@@ -1,7 +1,9 @@
-# The bridge as a static binary in an image without a shell. Both builders of Docker take this
-# file: the platform arguments are empty with the classic one and mean its own platform then.
+# The bridge as a static binary in an image without a shell. Both builders of Docker take this file. The
+# compiler runs on the builder's own platform and compiles for the wanted one, so that images for several
+# (docker buildx build --platform linux/amd64,linux/arm64) need no emulation. The classic builder knows
+# neither and makes one for amd64.
 
-FROM golang:1.26 AS build
+FROM --platform=${BUILDPLATFORM:-linux/amd64} golang:1.26 AS build
 WORKDIR /src
 
 # Modules change less often than code: their layer is used again.
@@ -24,6 +26,8 @@ ARG COMMIT=unknown
 LABEL org.opencontainers.image.title="bridge" \
       org.opencontainers.image.description="Writes MQTT messages to PostgreSQL and acknowledges them after the commit" \
       org.opencontainers.image.source="https://github.com/mqttpg/bridge" \
+      org.opencontainers.image.documentation="https://github.com/mqttpg/bridge/blob/main/README.md" \
+      org.opencontainers.image.base.name="gcr.io/distroless/static-debian12:nonroot" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="$VERSION" \
       org.opencontainers.image.revision="$COMMIT"

@@ -3,6 +3,14 @@
 # Tools, pinned here and nowhere else. (Go itself is pinned in go.mod.)
 GOLANGCI_VERSION := v2.15.0
 PERF_VERSION     := v0.0.0-20260908200009-22c9c6c9d4da
+# The newest that Go 1.26 builds.
+KUSTOMIZE_VERSION   := v5.8.2
+KUBECONFORM_VERSION := v0.8.0
+CYCLONEDX_VERSION   := v1.10.0
+# Whose schemas the manifests are held against. Kubernetes itself is pinned in
+# integration/setup/kubernetes/hyperkube/go.mod.
+PROMETHEUS_OPERATOR_VERSION := v0.85.0
+CERT_MANAGER_VERSION        := v1.21.2
 
 MODULE  := github.com/mqttpg/bridge
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
@@ -14,6 +22,12 @@ CACHE     := $(CURDIR)/.cache
 GOLANGCI  := $(CACHE)/bin/golangci-lint-$(GOLANGCI_VERSION)
 BENCHSTAT := $(CACHE)/bin/benchstat-$(PERF_VERSION)
 COVER_DIR := $(CACHE)/cover
+KUSTOMIZE := $(CACHE)/bin/kustomize-$(KUSTOMIZE_VERSION)
+KUBECONFORM := $(CACHE)/bin/kubeconform-$(KUBECONFORM_VERSION)
+CYCLONEDX := $(CACHE)/bin/cyclonedx-gomod-$(CYCLONEDX_VERSION)
+KUBERNETES_VERSION := $(shell sed -nE 's,^\tk8s.io/kubernetes (v.*),\1,p' integration/setup/kubernetes/hyperkube/go.mod)
+SCHEMAS   := $(CACHE)/schemas-$(KUBERNETES_VERSION)-$(PROMETHEUS_OPERATOR_VERSION)-$(CERT_MANAGER_VERSION)
+MANIFESTS := $(CACHE)/manifests
 
 # The scenarios need a broker and a database; everything else is a unit test.
 SCENARIOS := ./integration ./integration/provider ./integration/deploy ./integration/faults ./integration/bench
@@ -26,7 +40,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test setup vet lint test-unit test-allocations test-integration test-image faults cover bench bench-peers bench-ledger bench-micro benchstat build image fmt clean
+.PHONY: help demo test setup vet lint test-unit test-allocations test-integration manifests validate test-k8s test-cluster test-image sbom faults cover bench bench-peers bench-ledger bench-micro benchstat build image fmt clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,13 +50,13 @@ demo: ## broker, database, bridge and devices on this machine (DEMO_SECONDS=20 e
 	go build -o $(CACHE)/bin/demo ./cmd/demo
 	$(CACHE)/bin/demo
 
-test: setup vet lint test-unit test-allocations test-integration test-image cover ## everything: linters, all tests, coverage
+test: setup vet lint test-unit test-allocations test-integration test-image test-cluster cover ## everything: linters, all tests, coverage
 
 setup: ## find or install what the tests need
 	bash integration/setup/prepare.sh
 
 vet:
-	go vet -tags docker ./...
+	go vet -tags docker,kubernetes ./...
 
 lint: $(GOLANGCI) ## run the linters
 	$(GOLANGCI) run
@@ -63,6 +77,23 @@ test-integration: ## the bridge between a real broker and a real database
 	  go test -race -count=1 -timeout 20m -run '$(CORE)' ./integration; \
 	  go test -race -count=1 -timeout 10m ./integration/provider; \
 	fi
+
+manifests: $(KUSTOMIZE) $(KUBECONFORM) $(SCHEMAS) ## build every overlay of deploy/k8s and validate it offline, into .cache/manifests
+	rm -rf $(MANIFESTS) && mkdir -p $(MANIFESTS)
+	for folder in deploy/k8s/base deploy/k8s/overlays/* integration/deploy/testdata/everything; do \
+	  $(KUSTOMIZE) build $$folder -o $(MANIFESTS)/$$(basename $$folder).yaml; \
+	done
+	$(MAKE) --no-print-directory validate FILES=$(MANIFESTS)
+
+validate: $(KUBECONFORM) $(SCHEMAS)
+	$(KUBECONFORM) -strict -summary -schema-location '$(SCHEMAS)/{{ .ResourceKind }}{{ .KindSuffix }}.json' $(FILES)
+
+test-cluster: # as a part of `make test`: a person's cluster is touched only when test-k8s is asked for
+	if [ "$${CI:-}" = true ]; then env -u KUBECONFIG $(MAKE) --no-print-directory test-k8s; else echo 'make test-k8s tries Kubernetes'; fi
+
+test-k8s: ## the life of a release on a real cluster (of KUBECONFIG, or one of its own), its table into docs/kubernetes-scenarios.md
+	$(if $(filter true,$(CI)),,K8S_DOC=$(CURDIR)/docs/kubernetes-scenarios.md) \
+	  go test -tags kubernetes -count=1 -timeout 30m -v ./integration/k8s
 
 test-image: ## build the container image and look into it (where a Docker engine answers)
 	if [ "$${CI:-}" = true ] || timeout 10 docker version >/dev/null 2>&1; then \
@@ -105,6 +136,10 @@ image: ## the container image, as $(IMAGE)
 	DOCKER_BUILDKIT=$$(docker buildx version >/dev/null 2>&1 && echo 1 || echo 0) \
 	  docker build --build-arg VERSION='$(VERSION)' --build-arg COMMIT='$(COMMIT)' --tag '$(IMAGE)' .
 
+sbom: build $(CYCLONEDX) ## what bin/bridge is made of, as bin/bridge.cdx.json (CycloneDX)
+	@# Read from the binary itself: what is listed is what was linked.
+	$(CYCLONEDX) bin -json -std -version '$(VERSION)' -output bin/bridge.cdx.json bin/bridge
+
 fmt: $(GOLANGCI) ## format the code
 	$(GOLANGCI) fmt
 
@@ -118,6 +153,28 @@ $(GOLANGCI):
 	else \
 	  GOBIN=$(@D) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION) && mv $(@D)/golangci-lint $@; \
 	fi
+
+$(KUSTOMIZE):
+	mkdir -p $(@D)
+	GOBIN=$(@D) go install sigs.k8s.io/kustomize/kustomize/v5@$(KUSTOMIZE_VERSION) && mv $(@D)/kustomize $@
+
+$(KUBECONFORM):
+	mkdir -p $(@D)
+	GOBIN=$(@D) go install github.com/yannh/kubeconform/cmd/kubeconform@$(KUBECONFORM_VERSION) && mv $(@D)/kubeconform $@
+
+$(CYCLONEDX):
+	mkdir -p $(@D)
+	GOBIN=$(@D) go install github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@$(CYCLONEDX_VERSION) && mv $(@D)/cyclonedx-gomod $@
+
+# A module's folder, fetched through the module proxy and nothing else.
+module = $(shell go mod download -json $(1) | sed -nE 's/^\t"Dir": "(.*)",$$/\1/p')
+
+$(SCHEMAS):
+	rm -rf $@.new
+	go run ./integration/setup/schemas $@.new $(call module,k8s.io/kubernetes@$(KUBERNETES_VERSION))/api/openapi-spec/swagger.json \
+	  $(call module,github.com/prometheus-operator/prometheus-operator@$(PROMETHEUS_OPERATOR_VERSION))/example/prometheus-operator-crd/*{podmonitors,prometheusrules}.yaml \
+	  $(call module,github.com/cert-manager/cert-manager@$(CERT_MANAGER_VERSION))/deploy/crds/cert-manager.io_certificates.yaml
+	mv $@.new $@
 
 $(BENCHSTAT):
 	mkdir -p $(@D)

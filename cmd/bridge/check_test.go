@@ -135,6 +135,18 @@ func TestCheckConnect(t *testing.T) {
 			[]string{"warning: database: route telemetry: table telemetry is in schema bridge, beside the bridge's own tables"}, "BRIDGE_DATABASE_URL="+as("bridge"))
 		check(t, exitOK, []string{"table public.telemetry does not exist yet and will be created"}, nil)
 	})
+	t.Run("replicas", func(t *testing.T) {
+		environment(t, settings...)
+		if code, _, stderr := bridge(t, "", "migrate"); code != exitOK {
+			t.Fatalf("migrate: %s", stderr)
+		}
+		query(t, url, `insert into bridge.replicas (id, share_name, host) select 'r' || n, 'bridge', 'h' from generate_series(1, 3) n`)
+		check(t, exitOK, nil, []string{"warning: database: 3 replicas are running for 2 sessions, so 1 of them only stand by"}, "BRIDGE_MQTT_SESSIONS=2")
+		check(t, exitOK, []string{"-- database: 3 replicas are running, for 3 sessions"}, nil, "BRIDGE_MQTT_SESSIONS=3")
+		query(t, url, `update bridge.replicas set heartbeat_at = now() - interval '1 minute'`)
+		check(t, exitOK, nil, nil) // of the dead nothing is said
+		query(t, url, `drop schema bridge cascade`)
+	})
 	t.Run("standby", func(t *testing.T) {
 		query(t, url, `alter role reader set default_transaction_read_only = on`)
 		check(t, exitFailure, nil, []string{"the server takes no writes"}, "BRIDGE_DATABASE_URL="+as("reader"))

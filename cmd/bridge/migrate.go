@@ -6,14 +6,21 @@ import (
 	"text/tabwriter"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/mqttpg/bridge/migrations"
+	"github.com/mqttpg/bridge/store"
 )
 
-// migrateCommand applies the migrations, or lists them.
+// migrateCommand applies the migrations, or lists them. With --tables it makes the routes' tables, too.
 func migrateCommand(ctx context.Context, args []string, std streams) error {
-	word, err := parse(newFlags("migrate"), args, std, "status")
+	flags := newFlags("migrate")
+	tables := flags.Bool("tables", false, "also make the tables of the routes, their missing columns and the partitions for the days to come")
+	word, err := parse(flags, args, std, "status")
 	if err != nil {
 		return err
+	}
+	if word == "status" && *tables {
+		return usageError{"migrate: --tables makes tables, status changes nothing"}
 	}
 	return withDatabase(ctx, func(cfg *config, conn *pgx.Conn) error {
 		if word == "status" {
@@ -28,8 +35,38 @@ func migrateCommand(ctx context.Context, args []string, std streams) error {
 			return err
 		}
 		fmt.Fprintf(std.out, "schema %s: %d applied, up to date\n", cfg.Schema.value, applied)
+		if *tables {
+			return cfg.makeTables(ctx, std)
+		}
 		return nil
 	})
+}
+
+// makeTables does as the owner of the tables what a bridge whose role may create nothing cannot do for
+// itself. Called again and again, it makes partitions ahead.
+func (cfg *config) makeTables(ctx context.Context, std streams) error {
+	pool, err := pgxpool.NewWithConfig(ctx, cfg.pool)
+	if err != nil {
+		return fmt.Errorf("make the connection pool: %w", err)
+	}
+	defer pool.Close()
+	tables := store.NewTables(pool, cfg.store(newLogger(cfg.Log, std.err)), cfg.routes)
+	if err := tables.Ensure(ctx); err != nil {
+		return fmt.Errorf("prepare tables: %w", err)
+	}
+	failing, warnings := tables.Failing(), tables.Warnings()
+	for _, route := range cfg.routes.All() {
+		for _, warning := range warnings[route.Name] {
+			fmt.Fprintf(std.err, "warning: route %s: %s\n", route.Name, warning)
+		}
+		if reason := failing[route.Name]; reason != "" {
+			fmt.Fprintf(std.err, "bridge: route %s: %s\n", route.Name, reason)
+			err = errTold
+			continue
+		}
+		fmt.Fprintf(std.out, "route %s: table %s fits\n", route.Name, tableName(&route.Table))
+	}
+	return err
 }
 
 func listMigrations(ctx context.Context, conn *pgx.Conn, schema string, std streams) error {

@@ -3,247 +3,270 @@
 package deploy
 
 import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/mqttpg/bridge/integration/provider"
 	"go.yaml.in/yaml/v3"
 )
 
-const folder = "../../deploy/k8s"
+const root = "../.."
 
-func TestMain(m *testing.M) { os.Exit(provider.Main(m)) }
+// `make manifests` builds the overlays and validates them against the schemas of Kubernetes.
+func TestMain(m *testing.M) {
+	build := exec.Command("make", "-C", root, "--no-print-directory", "manifests")
+	if out, err := build.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "make manifests: %v\n%s", err, out)
+		os.Exit(1)
+	}
+	os.Exit(provider.Main(m))
+}
 
-// deployment is the part of a Deployment that the tests look at. Fields that are not named here
-// are not judged.
-type deployment struct {
-	Spec struct {
-		Replicas int
-		Selector struct {
-			MatchLabels map[string]string `yaml:"matchLabels"`
-		}
-		Template struct {
-			Metadata struct{ Labels map[string]string }
-			Spec     struct {
-				GracePeriod     int `yaml:"terminationGracePeriodSeconds"`
-				SecurityContext struct {
-					RunAsNonRoot   bool                  `yaml:"runAsNonRoot"`
-					SeccompProfile struct{ Type string } `yaml:"seccompProfile"`
-				} `yaml:"securityContext"`
-				Containers []container
-			}
-		}
+// The builds of `make manifests`. "everything" is production with all components.
+var builds = []string{"base", "dev", "production", "everything"}
+
+// resource is any object, with what the tests look at. Fields that are not named here are not judged.
+type resource struct {
+	Kind     string
+	Metadata struct {
+		Name, Namespace     string
+		Labels, Annotations map[string]string
+	}
+	Data map[string]string
+	Spec spec
+
+	AutomountServiceAccountToken *bool `yaml:"automountServiceAccountToken"`
+}
+
+type spec struct {
+	Replicas                *int
+	Selector                any
+	ProgressDeadlineSeconds int `yaml:"progressDeadlineSeconds"`
+	Strategy                struct {
+		RollingUpdate struct {
+			MaxSurge       int `yaml:"maxSurge"`
+			MaxUnavailable int `yaml:"maxUnavailable"`
+		} `yaml:"rollingUpdate"`
+	}
+	Template    template
+	JobTemplate struct {
+		Spec struct{ Template template }
+	} `yaml:"jobTemplate"`
+	Suspend bool
+	Ports   []struct {
+		TargetPort any `yaml:"targetPort"`
+	}
+	MaxReplicas    int                         `yaml:"maxReplicas"`
+	MinReplicas    int                         `yaml:"minReplicas"`
+	MaxUnavailable int                         `yaml:"maxUnavailable"`
+	ScaleTargetRef struct{ Kind, Name string } `yaml:"scaleTargetRef"`
+	PodSelector    struct {
+		MatchLabels map[string]string `yaml:"matchLabels"`
+	} `yaml:"podSelector"`
+	Groups []struct {
+		Rules []struct{ Alert, Expr string }
 	}
 }
 
+// labels returns what a selector asks for, in either of its forms.
+func (s *spec) labels(t *testing.T) map[string]string {
+	t.Helper()
+	selector, ok := s.Selector.(map[string]any)
+	if !ok {
+		t.Fatalf("the selector is %v", s.Selector)
+	}
+	if match, ok := selector["matchLabels"].(map[string]any); ok {
+		selector = match
+	}
+	labels := map[string]string{}
+	for name, value := range selector {
+		labels[name] = fmt.Sprint(value)
+	}
+	return labels
+}
+
+type template struct {
+	Metadata struct{ Labels map[string]string }
+	Spec     podSpec
+}
+
+type podSpec struct {
+	ServiceAccountName string `yaml:"serviceAccountName"`
+	AutomountToken     *bool  `yaml:"automountServiceAccountToken"`
+	ServiceLinks       *bool  `yaml:"enableServiceLinks"`
+	GracePeriod        int    `yaml:"terminationGracePeriodSeconds"`
+	SecurityContext    struct {
+		RunAsNonRoot   bool                  `yaml:"runAsNonRoot"`
+		RunAsUser      int                   `yaml:"runAsUser"`
+		SeccompProfile struct{ Type string } `yaml:"seccompProfile"`
+	} `yaml:"securityContext"`
+	InitContainers []container `yaml:"initContainers"`
+	Containers     []container
+	Volumes        []struct {
+		Name   string
+		Secret struct {
+			SecretName string `yaml:"secretName"`
+		}
+		ConfigMap struct{ Name string } `yaml:"configMap"`
+	}
+	TopologySpread []struct {
+		TopologyKey       string `yaml:"topologyKey"`
+		WhenUnsatisfiable string `yaml:"whenUnsatisfiable"`
+	} `yaml:"topologySpreadConstraints"`
+}
+
 type container struct {
+	Name, Image string
+	Args        []string
+	EnvFrom     []struct {
+		ConfigMapRef struct{ Name string } `yaml:"configMapRef"`
+	} `yaml:"envFrom"`
 	Env []struct {
 		Name, Value string
+		ValueFrom   struct {
+			ResourceFieldRef struct{ ContainerName, Resource string } `yaml:"resourceFieldRef"`
+		} `yaml:"valueFrom"`
 	}
-	Ports []struct {
-		Name string
-	}
-	LivenessProbe   probe `yaml:"livenessProbe"`
-	ReadinessProbe  probe `yaml:"readinessProbe"`
-	StartupProbe    probe `yaml:"startupProbe"`
+	Ports           []struct{ Name string }
+	LivenessProbe   *probe `yaml:"livenessProbe"`
+	ReadinessProbe  *probe `yaml:"readinessProbe"`
+	StartupProbe    *probe `yaml:"startupProbe"`
 	SecurityContext struct {
 		AllowPrivilegeEscalation *bool `yaml:"allowPrivilegeEscalation"`
 		ReadOnlyRootFilesystem   bool  `yaml:"readOnlyRootFilesystem"`
-		Capabilities             struct{ Drop []string }
+		Privileged               bool
+		Capabilities             struct{ Drop, Add []string }
 	} `yaml:"securityContext"`
+	Resources struct {
+		Requests, Limits map[string]string
+	}
+	VolumeMounts []struct {
+		Name      string
+		MountPath string `yaml:"mountPath"`
+	} `yaml:"volumeMounts"`
 }
 
 type probe struct {
 	HTTPGet struct{ Path, Port string } `yaml:"httpGet"`
 }
 
-func read(t *testing.T, name string, into any) {
+// resources reads what `make manifests` has built of an overlay.
+func resources(t *testing.T, name string) []resource {
 	t.Helper()
-	data, err := os.ReadFile(filepath.Join(folder, name))
+	data, err := os.ReadFile(filepath.Join(root, ".cache/manifests", name+".yaml"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := yaml.Unmarshal(data, into); err != nil {
-		t.Fatalf("%s: %v", name, err)
+	decoder := yaml.NewDecoder(bytes.NewReader(data))
+	var all []resource
+	for {
+		var r resource
+		err := decoder.Decode(&r)
+		if errors.Is(err, io.EOF) {
+			return all
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		all = append(all, r)
 	}
 }
 
-// settings reads bridge.env as kustomize does: a variable per line, # begins a comment line.
-func settings(t *testing.T) map[string]string {
+// one returns the only resource of a kind, or the one with the name.
+func one(t *testing.T, all []resource, kind, name string) resource {
 	t.Helper()
-	data, err := os.ReadFile(filepath.Join(folder, "bridge.env"))
-	if err != nil {
-		t.Fatal(err)
+	i := slices.IndexFunc(all, func(r resource) bool { return r.Kind == kind && (name == "" || r.Metadata.Name == name) })
+	if i < 0 {
+		t.Fatalf("there is no %s %s", kind, name)
 	}
+	return all[i]
+}
+
+// pods returns every template of pods, by the name of its owner.
+func pods(all []resource) map[string]template {
+	found := map[string]template{}
+	for _, r := range all {
+		for _, candidate := range []template{r.Spec.Template, r.Spec.JobTemplate.Spec.Template} {
+			if len(candidate.Spec.Containers) > 0 {
+				found[r.Kind+"/"+r.Metadata.Name] = candidate
+			}
+		}
+	}
+	return found
+}
+
+// environment is what a container of the bridge gets, as far as the manifests say.
+func environment(t *testing.T, all []resource, c container) map[string]string {
+	t.Helper()
 	env := map[string]string{}
-	for line := range strings.Lines(string(data)) {
-		line = strings.TrimSpace(line)
-		if line == "" || strings.HasPrefix(line, "#") {
-			continue
-		}
-		name, value, ok := strings.Cut(line, "=")
-		if !ok {
-			t.Fatalf("bridge.env: %q sets nothing", line)
-		}
-		env[name] = value
+	for _, from := range c.EnvFrom {
+		maps.Copy(env, one(t, all, "ConfigMap", from.ConfigMapRef.Name).Data)
+	}
+	for _, variable := range c.Env {
+		env[variable.Name] = variable.Value
 	}
 	return env
 }
 
-func theDeployment(t *testing.T) (deployment, container) {
+// each calls do for every build.
+func each(t *testing.T, do func(t *testing.T, all []resource)) {
 	t.Helper()
-	var d deployment
-	read(t, "deployment.yaml", &d)
-	if len(d.Spec.Template.Spec.Containers) != 1 {
-		t.Fatalf("%d containers, want 1", len(d.Spec.Template.Spec.Containers))
+	for _, name := range builds {
+		t.Run(name, func(t *testing.T) { do(t, resources(t, name)) })
 	}
-	return d, d.Spec.Template.Spec.Containers[0]
+}
+
+// TestValidationIsStrict: what `make manifests` calls valid has no field that Kubernetes does not know.
+func TestValidationIsStrict(t *testing.T) {
+	dir := t.TempDir()
+	good, err := os.ReadFile(filepath.Join(root, ".cache/manifests/base.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for old, bad := range map[string]string{
+		"maxUnavailable: 0": "maxUnavailble: 0",
+		"httpGet:":          "httpGett:",
+		"minReplicas: 2":    "minReplicas: two",
+	} {
+		if !strings.Contains(string(good), old) {
+			t.Fatalf("base.yaml holds no %q", old)
+		}
+		file := filepath.Join(dir, "bad.yaml")
+		if err := os.WriteFile(file, []byte(strings.Replace(string(good), old, bad, 1)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command("make", "-C", root, "--no-print-directory", "-s", "validate", "FILES="+file).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), "invalid") {
+			t.Errorf("%s is taken for valid: %v\n%s", bad, err, out)
+		}
+	}
 }
 
 func TestEveryFileIsReferredTo(t *testing.T) {
-	var k struct {
-		Resources          []string
-		ConfigMapGenerator []struct{ Envs []string } `yaml:"configMapGenerator"`
-	}
-	read(t, "kustomization.yaml", &k)
-	want := append([]string{"kustomization.yaml"}, k.Resources...)
-	for _, generator := range k.ConfigMapGenerator {
-		want = append(want, generator.Envs...)
-	}
-	entries, err := os.ReadDir(folder)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got []string
-	for _, entry := range entries {
-		if !entry.IsDir() {
-			got = append(got, entry.Name())
+	for _, folder := range []string{"base", "overlays/dev", "overlays/production", "components/prometheus-operator", "components/certificate"} {
+		dir := filepath.Join(root, "deploy/k8s", folder)
+		text, err := os.ReadFile(filepath.Join(dir, "kustomization.yaml"))
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
-	slices.Sort(want)
-	if !slices.Equal(got, want) {
-		t.Errorf("the folder holds %v, the kustomization needs %v", got, want)
-	}
-}
-
-func TestEverySettingIsKnown(t *testing.T) {
-	code, help, stderr := provider.RunBridge(t, nil, nil, "help", "env")
-	if code != 0 {
-		t.Fatalf("bridge help env: exit code %d: %s", code, stderr)
-	}
-	known := map[string]bool{}
-	for _, name := range regexp.MustCompile(`BRIDGE_[A-Z_]+`).FindAllString(help, -1) {
-		known[name] = true
-	}
-	_, c := theDeployment(t)
-	names := slices.Collect(maps.Keys(settings(t)))
-	for _, variable := range c.Env {
-		names = append(names, variable.Name)
-	}
-	for _, name := range names {
-		if !strings.HasPrefix(name, "BRIDGE_") || strings.HasPrefix(name, "BRIDGE_ROUTE_") {
-			continue // routes are compiled by the next test
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
 		}
-		if !known[name] && !known[strings.TrimSuffix(name, "_FILE")] {
-			t.Errorf("`bridge help env` does not know %s", name)
-		}
-	}
-}
-
-func TestTheBridgeTakesTheSettings(t *testing.T) {
-	env := settings(t)
-	_, c := theDeployment(t)
-	for _, variable := range c.Env {
-		switch {
-		case strings.HasSuffix(variable.Name, "_FILE"):
-			env[variable.Name] = filepath.Join(t.TempDir(), "secret")
-			if err := os.WriteFile(env[variable.Name], []byte("postgres://bridge@localhost/telemetry"), 0o600); err != nil {
-				t.Fatal(err)
-			}
-		case variable.Value != "":
-			env[variable.Name] = variable.Value
-		default: // from the Secret
-			env[variable.Name] = "secret"
-		}
-	}
-	code, stdout, stderr := provider.RunBridge(t, env, nil, "check")
-	if code != 0 {
-		t.Fatalf("bridge check: exit code %d\n%s", code, stderr)
-	}
-	if !strings.Contains(stdout, "telemetry") {
-		t.Errorf("bridge check does not show the route:\n%s", stdout)
-	}
-}
-
-func TestDeployment(t *testing.T) {
-	d, c := theDeployment(t)
-	for _, test := range []struct {
-		name  string
-		probe probe
-		want  string
-	}{
-		{"startup", c.StartupProbe, "/livez"},
-		{"liveness", c.LivenessProbe, "/livez"}, // never /readyz: a restart mends no broker
-		{"readiness", c.ReadinessProbe, "/readyz"},
-	} {
-		if test.probe.HTTPGet.Path != test.want || test.probe.HTTPGet.Port != c.Ports[0].Name {
-			t.Errorf("the %s probe asks %+v, want %s", test.name, test.probe.HTTPGet, test.want)
-		}
-	}
-	timeout, err := time.ParseDuration(settings(t)["BRIDGE_SHUTDOWN_TIMEOUT"])
-	if err != nil {
-		t.Fatal(err)
-	}
-	if grace := time.Duration(d.Spec.Template.Spec.GracePeriod) * time.Second; grace <= timeout {
-		t.Errorf("the pod is killed after %v, the bridge may drain for %v", grace, timeout)
-	}
-	for name, value := range d.Spec.Selector.MatchLabels {
-		if d.Spec.Template.Metadata.Labels[name] != value {
-			t.Errorf("the selector's %s=%s is not on the pods", name, value)
-		}
-	}
-	pod := d.Spec.Template.Spec.SecurityContext
-	escalation := c.SecurityContext.AllowPrivilegeEscalation
-	if !pod.RunAsNonRoot || pod.SeccompProfile.Type != "RuntimeDefault" || escalation == nil || *escalation ||
-		!c.SecurityContext.ReadOnlyRootFilesystem || !slices.Equal(c.SecurityContext.Capabilities.Drop, []string{"ALL"}) {
-		t.Errorf("the pod does not meet the restricted policy: %+v, %+v", pod, c.SecurityContext)
-	}
-}
-
-func TestServiceAndBudgetSelectThePods(t *testing.T) {
-	d, c := theDeployment(t)
-	labels := d.Spec.Template.Metadata.Labels
-	var service struct {
-		Spec struct {
-			Selector map[string]string
-			Ports    []struct {
-				TargetPort string `yaml:"targetPort"`
+		for _, entry := range entries {
+			name := entry.Name()
+			if name != "kustomization.yaml" && name != "roles.sql" && !strings.Contains(string(text), name) {
+				t.Errorf("%s/%s is of no use to the kustomization", folder, name)
 			}
 		}
-	}
-	read(t, "service.yaml", &service)
-	var budget struct {
-		Spec struct {
-			MaxUnavailable int `yaml:"maxUnavailable"`
-			Selector       struct {
-				MatchLabels map[string]string `yaml:"matchLabels"`
-			}
-		}
-	}
-	read(t, "poddisruptionbudget.yaml", &budget)
-	if !maps.Equal(service.Spec.Selector, labels) || !maps.Equal(budget.Spec.Selector.MatchLabels, labels) {
-		t.Errorf("the pods have %v, the service selects %v, the budget %v", labels, service.Spec.Selector, budget.Spec.Selector.MatchLabels)
-	}
-	if service.Spec.Ports[0].TargetPort != c.Ports[0].Name {
-		t.Errorf("the service leads to port %s", service.Spec.Ports[0].TargetPort)
-	}
-	if budget.Spec.MaxUnavailable >= d.Spec.Replicas {
-		t.Error("the budget lets all pods go at once")
 	}
 }

@@ -5,7 +5,9 @@ package image
 import (
 	"bytes"
 	"encoding/json"
+	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -41,8 +43,8 @@ func TestImage(t *testing.T) {
 		t.Fatalf("make image: %v\n%s", err, out)
 	}
 	t.Cleanup(func() {
-		// By command: the test's context has ended here.
-		if out, err := exec.Command("docker", "image", "rm", "--force", tag).CombinedOutput(); err != nil {
+		// By command: the test's context has ended here. The layers stay, for the next build of the same.
+		if out, err := exec.Command("docker", "image", "rm", "--force", "--no-prune", tag).CombinedOutput(); err != nil {
 			t.Errorf("remove the image: %v\n%s", err, out)
 		}
 	})
@@ -85,6 +87,42 @@ func TestImage(t *testing.T) {
 			t.Errorf("the image has %d bytes, more than %d", image.Size, sizeLimit)
 		}
 		t.Logf("%d bytes", image.Size)
+	})
+	t.Run("tells what it is made of", func(t *testing.T) {
+		cmd := exec.CommandContext(t.Context(), "make", "--no-print-directory", "sbom", "VERSION="+version)
+		cmd.Dir = "../.."
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("make sbom: %v\n%s", err, out)
+		}
+		data, err := os.ReadFile("../../bin/bridge.cdx.json")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var bill struct {
+			BOMFormat  string `json:"bomFormat"`
+			Components []struct {
+				Name string `json:"name"`
+				PURL string `json:"purl"`
+			} `json:"components"`
+		}
+		if err := json.Unmarshal(data, &bill); err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, component := range bill.Components {
+			names = append(names, component.Name)
+			if !strings.HasPrefix(component.PURL, "pkg:golang/") {
+				t.Errorf("%s has the address %q", component.Name, component.PURL)
+			}
+		}
+		for _, want := range []string{"std", "github.com/jackc/pgx/v5", "github.com/eclipse/paho.golang"} {
+			if !slices.Contains(names, want) {
+				t.Errorf("%s is not among %v", want, names)
+			}
+		}
+		if bill.BOMFormat != "CycloneDX" || slices.Contains(names, "github.com/testcontainers/testcontainers-go") {
+			t.Errorf("the bill is of the format %q, and lists %v", bill.BOMFormat, names)
+		}
 	})
 	t.Run("has no shell", func(t *testing.T) {
 		if _, code := docker(t, append(strict, "--entrypoint=/bin/sh", tag, "-c", "true")...); code != 127 {

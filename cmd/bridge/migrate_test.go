@@ -1,0 +1,69 @@
+package main
+
+import (
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestWriterRole: a role that may create nothing writes what an owner has prepared with `bridge migrate
+// --tables`, with the privileges of the production overlay and no more.
+func TestWriterRole(t *testing.T) {
+	b, url := startBroker(t), database(t)
+	roles, err := os.ReadFile("../../deploy/k8s/overlays/production/roles.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for statement := range strings.SplitSeq(string(roles), ";\n") {
+		query(t, url, statement)
+	}
+	as := func(role string) string { return strings.Replace(url, "user=postgres", "user="+role, 1) }
+	settings := append(telemetry, "BRIDGE_MQTT_URLS="+b.url, "BRIDGE_MIGRATE=off")
+
+	environment(t, append(settings, "BRIDGE_DATABASE_URL="+as("bridge_writer"))...)
+	r := start(t)
+	eventually(t, "the bridge waits for the owner", func() (bool, string) {
+		_, body := r.get("/readyz")
+		return strings.Contains(body, "migration 1 is pending"), body
+	})
+	if code, _, _ := bridge(t, "", "migrate", "--tables"); code != exitFailure {
+		t.Errorf("the writer may migrate: exit %d", code)
+	}
+	environment(t, append(settings, "BRIDGE_DATABASE_URL="+as("bridge_owner"))...)
+	for range 2 { // it is called again and again
+		if code, stdout, stderr := bridge(t, "", "migrate", "--tables"); code != exitOK || !strings.Contains(stdout, "route telemetry: table telemetry fits\n") {
+			t.Fatalf("exit %d: %s %s", code, stdout, stderr)
+		}
+	}
+	if got := query(t, url, `select count(*) > 4 from pg_partition_tree('public.telemetry')`); got != "true" {
+		t.Errorf("partitions ahead: %s", got)
+	}
+	environment(t, append(settings, "BRIDGE_DATABASE_URL="+as("bridge_writer"))...)
+	if code, stdout, stderr := bridge(t, "", "check", "--connect"); code != exitOK || !strings.Contains(stdout, "table public.telemetry fits") {
+		t.Errorf("check as the writer: exit %d: %s %s", code, stdout, stderr)
+	}
+	r.awaitReady()
+	b.publish(t, "devices/d/telemetry", `{"n":1,"ts":"`+time.Now().UTC().Format(time.RFC3339)+`"}`, 1)
+	b.publish(t, "devices/d/telemetry", `{`, 1)
+	eventually(t, "a row and a dead letter are there", func() (bool, string) {
+		got := query(t, url, `select (select count(*) from telemetry) + (select count(*) from bridge.dead_letters)`)
+		return got == "2", got
+	})
+	if code := r.end(); code != exitOK {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+func TestMigrateTablesSaysWhatDoesNotFit(t *testing.T) {
+	url := database(t)
+	query(t, url, `create table telemetry (device_id text)`)
+	environment(t, append(telemetry, "BRIDGE_DATABASE_URL="+url)...)
+	code, stdout, stderr := bridge(t, "", "migrate", "--tables")
+	if code != exitFailure || !strings.Contains(stderr, "bridge: route telemetry: prepare table telemetry of route telemetry: ") {
+		t.Errorf("exit %d: %s %s", code, stdout, stderr)
+	}
+	if code, _, _ := bridge(t, "", "migrate", "status", "--tables"); code != exitUsage {
+		t.Errorf("status with --tables: exit %d", code)
+	}
+}
