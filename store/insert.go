@@ -292,7 +292,7 @@ func (in *insertion) letGo() {
 // copies says whether COPY is worth trying, and can be accounted for: of messages with several rows it
 // is not known afterwards which rows a trigger let vanish.
 func (in *insertion) copies() bool {
-	return in.plan.copy != "" && in.clean >= in.patience && !(in.several && in.plan.drops)
+	return in.plan.copy != "" && in.clean >= in.patience && (!in.several || !in.plan.drops)
 }
 
 // refusedCopy notes that COPY failed over the rows.
