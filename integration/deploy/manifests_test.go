@@ -61,8 +61,9 @@ type spec struct {
 	JobTemplate struct {
 		Spec struct{ Template template }
 	} `yaml:"jobTemplate"`
-	Suspend bool
-	Ports   []struct {
+	Suspend  bool
+	Schedule string
+	Ports    []struct {
 		TargetPort any `yaml:"targetPort"`
 	}
 	MaxReplicas    int                         `yaml:"maxReplicas"`

@@ -210,11 +210,17 @@ func TestReplicasFitTheSessions(t *testing.T) {
 // TestMigration: the bridge migrates, or the CronJob does, and never neither.
 func TestMigration(t *testing.T) {
 	each(t, func(t *testing.T, all []resource) {
-		_, c := bridgeOf(t, all)
+		d, c := bridgeOf(t, all)
 		job := one(t, all, "CronJob", "bridge-migrate")
 		migrate := job.Spec.JobTemplate.Spec.Template.Spec.Containers[0]
-		if off := environment(t, all, c)["BRIDGE_MIGRATE"] == "off"; off == job.Spec.Suspend {
+		off := environment(t, all, c)["BRIDGE_MIGRATE"] == "off"
+		if off == job.Spec.Suspend {
 			t.Errorf("BRIDGE_MIGRATE off: %v, the CronJob is suspended: %v", off, job.Spec.Suspend)
+		}
+		// Its Job and the migrations take their time, too.
+		const waits = 5 * time.Minute
+		if deadline := time.Duration(d.Spec.ProgressDeadlineSeconds) * time.Second; off && (job.Spec.Schedule != "*/5 * * * *" || deadline < 2*waits) {
+			t.Errorf("the CronJob runs at %q, and a rollout that waits for it is called a failure after %v", job.Spec.Schedule, deadline)
 		}
 		if !slices.Equal(migrate.Args, []string{"migrate", "--tables"}) || migrate.Image != c.Image {
 			t.Errorf("it runs %s %v, the bridge is %s", migrate.Image, migrate.Args, c.Image)
