@@ -13,7 +13,8 @@
 # down     stops what "up" started, and nothing else.
 #
 # Each node lives in a network namespace of its own. They are joined with each other and with
-# nothing else: no address of the machine changes, and no pod reaches the world.
+# nothing else: no address of the machine changes, and no pod reaches the world. A kubelet sets a few
+# of the kernel's variables for the whole machine; "down" gives them back the values they had before.
 #
 # NetworkPolicies are accepted and not enforced: the plugin that joins the pods knows none.
 set -euo pipefail
@@ -29,6 +30,7 @@ id=bridge-$(printf %s "$cache_dir" | cksum | cut -d' ' -f1)
 run_dir=$cache_dir/kubernetes
 nodes=(n1 n2) # the control plane is on the first, and so are the volumes
 pause=localhost/pause:1
+kubelet_sets=(vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops kernel/keys/root_maxkeys kernel/keys/root_maxbytes)
 
 address() { printf '10.99.0.%s\n' "${1#n}"; } # of a node
 pods() { printf '10.244.%s.0/24\n' "${1#n}"; } # of a node's pods
@@ -59,7 +61,10 @@ await() {
 
 packages() {
   [ "$(id -u)" = 0 ] || die "a cluster of one's own needs root; or set KUBECONFIG to another one"
-  apt_install etcd-server containerd runc containernetworking-plugins iproute2 iptables openssl util-linux
+  # Docker's own packages bring containerd and runc, too, and would have to make way for Debian's.
+  local engine=() program
+  for program in containerd runc; do has "$program" || engine+=("$program"); done
+  apt_install etcd-server containernetworking-plugins iproute2 iptables openssl procps util-linux "${engine[@]}"
 }
 
 build() {
@@ -249,6 +254,7 @@ clusterCIDR: 10.244.0.0/16
 hostnameOverride: $node
 clientConnection: {kubeconfig: $run_dir/pki/proxy.conf}
 metricsBindAddress: 127.0.0.1:10249
+conntrack: {maxPerCore: 0} # the machine's limits are left alone
 Y
   daemon "$node" "proxy-$node" "$hyperkube" kube-proxy --config="$dir/proxy.yaml"
 }
@@ -281,6 +287,21 @@ Y
   done
 }
 
+remember() {
+  local variable
+  for variable in "${kubelet_sets[@]}"; do
+    mkdir -p "$run_dir/sysctl/${variable%/*}"
+    cat "/proc/sys/$variable" >"$run_dir/sysctl/$variable" 2>/dev/null || true # not every kernel has all of them
+  done
+}
+
+restore() {
+  local variable
+  for variable in "${kubelet_sets[@]}"; do
+    if [ -s "$run_dir/sysctl/$variable" ]; then cat "$run_dir/sysctl/$variable" >"/proc/sys/$variable" || true; fi
+  done
+}
+
 node_ready() { kubectl wait --for=condition=Ready --timeout=1s "node/$1"; }
 
 up() {
@@ -289,6 +310,7 @@ up() {
   [ ! -e "$run_dir" ] || down
   trap '[ $? = 0 ] || down' EXIT
   mkdir -p "$run_dir"
+  remember
   networks
   certificates
   control_plane
@@ -327,6 +349,7 @@ down() {
   [ -e "$run_dir" ] || return 0
   cd /
   end kubelet-n1 kubelet-n2 proxy-n1 proxy-n2 # first, or they would start again what is ended now
+  restore
   for node in "${nodes[@]}"; do
     images "$node" tasks list -q 2>/dev/null | xargs -r -n 1 -P 8 ctr --address "$(containerd_socket "$node")" --namespace k8s.io tasks kill -s KILL 2>/dev/null || true
   done
