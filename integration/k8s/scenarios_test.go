@@ -25,6 +25,7 @@ type account struct {
 
 // result is a line of the table.
 type result struct {
+	name           string
 	what, how      string
 	sent           account
 	rows           int
@@ -111,7 +112,7 @@ func (s *suite) scenario(t *testing.T, name, what, how string, do func(t *testin
 		s.flow(t, name, some)
 		do(t)
 		s.flow(t, name, some)
-		r := result{what: what, how: how}
+		r := result{name: name, what: what, how: how}
 		must(t, json.Unmarshal([]byte(s.do(t, "exec", "load", "--", "/load", "stop")), &r.sent))
 
 		var numbered, different, equal int
@@ -135,6 +136,20 @@ func (s *suite) scenario(t *testing.T, name, what, how string, do func(t *testin
 	if !ok {
 		t.FailNow() // what comes after would stand on it
 	}
+}
+
+// recount looks again at what was written: a redelivery that came twice may have come long after the
+// scenario that was to blame.
+func (s *suite) recount(t *testing.T) {
+	t.Run("nothing came later", func(t *testing.T) {
+		for _, r := range s.results {
+			numbered, different, equal, err := s.rowsOf(t.Context(), r.name)
+			must(t, err)
+			if numbered != r.sent.Numbered || different != numbered || equal < r.sent.Equal || equal > r.sent.Equal+r.sent.Open {
+				t.Errorf("%s: in the end there are %d rows of %d numbers, and %d of equal ones: %+v", r.name, numbered, different, equal, r)
+			}
+		}
+	})
 }
 
 func (s *suite) now(t *testing.T) string {
@@ -195,6 +210,7 @@ func TestKubernetes(t *testing.T) {
 	s.migrateByHand(t)
 	s.play(t)
 	s.production(t)
+	s.recount(t)
 	s.write(t)
 }
 
@@ -233,12 +249,18 @@ func (s *suite) validate(t *testing.T) {
 		}
 	})
 	t.Run("nothing differs after apply", func(t *testing.T) {
-		out, err := s.try(t.Context(), "", "diff", "-k", filepath.Join(s.dir, "overlays/dev"))
-		must(t, unlessDifferent(err))
-		if out != "" {
-			t.Errorf("kubectl diff says:\n%s", out)
-		}
+		s.same(t, "overlays/dev")
 	})
+}
+
+// same holds an overlay that was applied against what the cluster has.
+func (s *suite) same(t *testing.T, overlay string) {
+	t.Helper()
+	out, err := s.try(t.Context(), "", "diff", "-k", filepath.Join(s.dir, overlay))
+	must(t, unlessDifferent(err))
+	if out != "" {
+		t.Errorf("kubectl diff -k %s says:\n%s", overlay, out)
+	}
 }
 
 // migrateByHand starts the migration that the overlay has suspended, as an operator would.
@@ -289,6 +311,8 @@ func (s *suite) play(t *testing.T) {
 		s.scenario(t, "kill", "`kill -9` of the process in a pod", "the kubelet starts it again", func(t *testing.T) {
 			s.signal(t, "SIGKILL")
 		})
+	} else {
+		t.Run("kill", func(t *testing.T) { t.Skip("the nodes of somebody else's cluster cannot be entered") })
 	}
 	if s.own && s.long() { // it takes the liveness probe and the grace period, a minute and more
 		s.scenario(t, "hang", "the process in a pod hangs (`kill -STOP`)", "another pod takes its sessions; the liveness probe has it started again", func(t *testing.T) {
@@ -364,7 +388,7 @@ func (s *suite) drain(t *testing.T) {
 		return
 	}
 	if len(counts) == 0 {
-		t.Log("no bridge runs on a node of its own: nothing can be drained")
+		t.Run("drain", func(t *testing.T) { t.Skip("no bridge runs on a node without broker and database") })
 		return
 	}
 	for node, n := range counts {
@@ -456,5 +480,9 @@ func (s *suite) write(t *testing.T) {
 		} `json:"serverVersion"`
 	}
 	must(t, json.Unmarshal([]byte(version), &v))
-	must(t, os.WriteFile(path, []byte(document(v.ServerVersion.GitVersion, s.own, s.results)), 0o644))
+	broker := s.do(t, "exec", "mosquitto-0", "--", "mosquitto_sub", "-t", "$SYS/broker/version", "-C", "1", "-W", "5")
+	database, err := s.sql(t.Context(), "select split_part(current_setting('server_version'), ' ', 1)")
+	must(t, err)
+	servers := fmt.Sprintf("Mosquitto %s and PostgreSQL %s", strings.TrimSpace(strings.TrimPrefix(broker, "mosquitto version ")), database)
+	must(t, os.WriteFile(path, []byte(document(v.ServerVersion.GitVersion, servers, s.own, s.results)), 0o644))
 }
