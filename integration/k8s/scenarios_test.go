@@ -319,6 +319,9 @@ func (s *suite) play(t *testing.T) {
 			s.signal(t, "SIGSTOP")
 		})
 	}
+	if s.own {
+		s.lost(t)
+	}
 	s.drain(t)
 	s.badRelease(t)
 	s.outage(t, "broker", "mosquitto-0", "broker pod restarted", "deleted in good order; no bridge restarts")
@@ -366,8 +369,10 @@ func (s *suite) signal(t *testing.T, signal string) {
 	s.awaitBridges(t, 3)
 }
 
-// drain empties the node that holds no volume, one bridge at a time.
-func (s *suite) drain(t *testing.T) {
+// spare is a node with bridges on it and neither broker nor database, and how many there are. Where the
+// pods are is the scheduler's choice; on a cluster of our own it is helped. Empty: there is none.
+func (s *suite) spare(t *testing.T) (node string, bridges int) {
+	t.Helper()
 	counts := map[string]int{}
 	for _, p := range s.bridges(t) {
 		counts[p.Spec.NodeName]++
@@ -377,38 +382,85 @@ func (s *suite) drain(t *testing.T) {
 	must(t, json.Unmarshal([]byte(s.do(t, "get", "pod", "postgres-0", "-o", "json")), &database))
 	delete(counts, broker.Spec.NodeName)
 	delete(counts, database.Spec.NodeName)
-	if len(counts) == 0 && s.own { // where the pods are is the scheduler's choice
-		_, err := s.try(t.Context(), "", "cordon", broker.Spec.NodeName)
-		must(t, err)
-		s.do(t, "delete", "pod", s.bridges(t)[0].Metadata.Name)
-		s.awaitBridges(t, 3)
-		_, err = s.try(t.Context(), "", "uncordon", broker.Spec.NodeName)
-		must(t, err)
-		s.drain(t)
-		return
+	for node, n := range counts {
+		return node, n
 	}
-	if len(counts) == 0 {
+	if !s.own {
+		return "", 0
+	}
+	s.move(t, broker.Spec.NodeName)
+	return s.spare(t)
+}
+
+// move makes one of the bridges on a node go to another.
+func (s *suite) move(t *testing.T, node string) {
+	t.Helper()
+	pods := s.bridges(t)
+	i := slices.IndexFunc(pods, func(p pod) bool { return p.Spec.NodeName == node })
+	if i < 0 {
+		t.Fatalf("there is no bridge on %s", node)
+	}
+	defer s.cordon(t, node)()
+	s.do(t, "delete", "pod", pods[i].Metadata.Name)
+	s.awaitBridges(t, 3)
+}
+
+// cordon keeps new pods from a node until the returned function is called. Whatever becomes of the test, the
+// node is to be used again.
+func (s *suite) cordon(t *testing.T, node string) (uncordon func()) {
+	t.Helper()
+	_, err := s.try(t.Context(), "", "cordon", node)
+	must(t, err)
+	return func() {
+		_, err := s.try(context.WithoutCancel(t.Context()), "", "uncordon", node)
+		must(t, err)
+	}
+}
+
+// lost cuts a node off, as if its power had gone: nobody gets an answer from it, not even a refusal.
+func (s *suite) lost(t *testing.T) {
+	node, n := s.spare(t)
+	if n == 3 {
+		s.move(t, node)
+		n--
+	}
+	until := "for some seconds"
+	if s.long() {
+		until = "until Kubernetes calls it not ready"
+	}
+	s.scenario(t, "lost", "node lost", fmt.Sprintf("cut off from the network with %d of three replicas on it, %s; then joined again", n, until), func(t *testing.T) {
+		func() {
+			run(t, "../setup/kubernetes.sh", "unplug")
+			defer run(t, "../setup/kubernetes.sh", "plug")
+			s.flow(t, "lost", 5*some)
+			if s.long() {
+				_, err := s.try(t.Context(), "", "wait", "--for=condition=Ready=Unknown", "node/"+node, "--timeout="+patience.String())
+				must(t, err)
+				s.flow(t, "lost", some)
+			}
+		}()
+		s.awaitBridges(t, 3)
+	})
+}
+
+// drain empties the node that holds no volume, one bridge at a time.
+func (s *suite) drain(t *testing.T) {
+	node, n := s.spare(t)
+	if node == "" {
 		t.Run("drain", func(t *testing.T) { t.Skip("no bridge runs on a node without broker and database") })
 		return
 	}
-	for node, n := range counts {
-		s.scenario(t, "drain", "node drained", fmt.Sprintf("`kubectl drain`, with %d of three replicas on it and a budget of one", n), func(t *testing.T) {
-			// Whatever becomes of the test, the node is to be used again.
-			defer func() {
-				_, err := s.try(context.WithoutCancel(t.Context()), "", "uncordon", node)
-				must(t, err)
-			}()
-			_, err := s.try(t.Context(), "", "drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--pod-selector=app.kubernetes.io/name=bridge", "--timeout="+patience.String())
-			must(t, err)
-			s.awaitBridges(t, 3)
-			for _, p := range s.bridges(t) {
-				if p.Spec.NodeName == node {
-					t.Errorf("%s is on the drained node", p.Metadata.Name)
-				}
+	s.scenario(t, "drain", "node drained", fmt.Sprintf("`kubectl drain`, with %d of three replicas on it and a budget of one", n), func(t *testing.T) {
+		defer s.cordon(t, node)()
+		_, err := s.try(t.Context(), "", "drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--pod-selector=app.kubernetes.io/name=bridge", "--timeout="+patience.String())
+		must(t, err)
+		s.awaitBridges(t, 3)
+		for _, p := range s.bridges(t) {
+			if p.Spec.NodeName == node {
+				t.Errorf("%s is on the drained node", p.Metadata.Name)
 			}
-		})
-		return
-	}
+		}
+	})
 }
 
 // badRelease rolls out a setting that the bridge refuses.

@@ -10,6 +10,7 @@
 # kubectl ... talks to the cluster.
 # kill NODE CONTAINER [SIGNAL] signals the first process of a container, by default SIGKILL. Nobody inside
 #          of it could: it is process 1 there.
+# unplug   cuts the nodes off from each other, without a word to either; plug joins them again.
 # down     stops what "up" started, and nothing else.
 #
 # Each node lives in a network namespace of its own. They are joined with each other and with
@@ -373,9 +374,16 @@ down() {
   rm -rf "$run_dir"
 }
 
+wire() { # -I or -D
+  local node
+  for node in "${nodes[@]}"; do inside "$node" iptables -w -t mangle "$1" PREROUTING -i node0 -j DROP; done
+}
+
 case ${1:-} in
 packages | build | up | down) "$1" ;;
 load | kubectl) "$@" ;;
+unplug) wire -I ;;
+plug) wire -D ;;
 kill) images "$2" tasks kill --signal "${4:-SIGKILL}" "${3#containerd://}" ;;
-*) die "usage: kubernetes.sh packages | build | up | load IMAGE... | kubectl ... | kill NODE CONTAINER [SIGNAL] | down" ;;
+*) die "usage: kubernetes.sh packages | build | up | load IMAGE... | kubectl ... | kill NODE CONTAINER [SIGNAL] | unplug | plug | down" ;;
 esac
