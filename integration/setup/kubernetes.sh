@@ -28,7 +28,7 @@ version=$(sed -nE 's#^\tk8s.io/kubernetes v([0-9.]+)$#\1#p' "$source_dir/hyperku
 hyperkube=$build_dir/hyperkube-$(cat "$source_dir"/hyperkube/* | cksum | cut -d' ' -f1)
 # Two checkouts of the project may have a cluster each.
 id=bridge-$(printf %s "$cache_dir" | cksum | cut -d' ' -f1)
-run_dir=$cache_dir/kubernetes
+run_dir=$(cd "$cache_dir" && pwd -P)/kubernetes # as the kernel lists its mounts
 nodes=(n1 n2) # the control plane is on the first, and so are the volumes
 pause=localhost/pause:1
 kubelet_sets=(vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops kernel/keys/root_maxkeys kernel/keys/root_maxbytes)
@@ -371,7 +371,7 @@ down() {
       [ ! -d "$item" ] || find "$item" -depth -type d -exec rmdir {} + 2>/dev/null || true
     done
   done
-  rm -rf "$run_dir"
+  rm -rf --one-file-system "$run_dir" # never into a mount that is still there
 }
 
 wire() { # -I or -D
