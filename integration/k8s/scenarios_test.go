@@ -382,8 +382,8 @@ func (s *suite) spare(t *testing.T) (node string, bridges int) {
 	must(t, json.Unmarshal([]byte(s.do(t, "get", "pod", "postgres-0", "-o", "json")), &database))
 	delete(counts, broker.Spec.NodeName)
 	delete(counts, database.Spec.NodeName)
-	for node, n := range counts {
-		return node, n
+	for name, n := range counts {
+		return name, n
 	}
 	if !s.own {
 		return "", 0
