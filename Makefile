@@ -144,6 +144,8 @@ fmt: $(GOLANGCI) ## format the code
 	$(GOLANGCI) fmt
 
 clean: ## remove what was built and cached here
+	@# A cluster or an engine that is left running keeps its state there.
+	for what in kubernetes docker; do bash integration/setup/$$what.sh down; done
 	rm -rf bin .cache coverage*.out
 
 $(GOLANGCI):

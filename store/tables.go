@@ -530,6 +530,9 @@ func (t *Tables) Maintain(ctx context.Context) {
 	}
 }
 
+// MaintainOnce makes partitions ahead and drops what retention lets go.
+func (t *Tables) MaintainOnce(ctx context.Context) error { return t.maintain(ctx) }
+
 // maintenanceDue says that partitions should be looked at soon.
 func (t *Tables) maintenanceDue() bool {
 	t.mu.Lock()

@@ -14,7 +14,7 @@ import (
 // migrateCommand applies the migrations, or lists them. With --tables it makes the routes' tables, too.
 func migrateCommand(ctx context.Context, args []string, std streams) error {
 	flags := newFlags("migrate")
-	tables := flags.Bool("tables", false, "also make the tables of the routes, their missing columns and the partitions for the days to come")
+	tables := flags.Bool("tables", false, "also make the tables of the routes, their missing columns and the partitions for the days to come, and drop those that retention lets go")
 	word, err := parse(flags, args, std, "status")
 	if err != nil {
 		return err
@@ -43,7 +43,7 @@ func migrateCommand(ctx context.Context, args []string, std streams) error {
 }
 
 // makeTables does as the owner of the tables what a bridge whose role may create nothing cannot do for
-// itself. Called again and again, it makes partitions ahead.
+// itself. Called again and again, it makes partitions ahead and drops those beyond retention.
 func (cfg *config) makeTables(ctx context.Context, std streams) error {
 	pool, err := pgxpool.NewWithConfig(ctx, cfg.pool)
 	if err != nil {
@@ -65,6 +65,9 @@ func (cfg *config) makeTables(ctx context.Context, std streams) error {
 			continue
 		}
 		fmt.Fprintf(std.out, "route %s: table %s fits\n", route.Name, tableName(&route.Table))
+	}
+	if unmaintained := tables.MaintainOnce(ctx); unmaintained != nil {
+		return unmaintained
 	}
 	return err
 }

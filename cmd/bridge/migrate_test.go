@@ -55,6 +55,29 @@ func TestWriterRole(t *testing.T) {
 	}
 }
 
+// TestMigrateTablesAndRetention: the role that writes may not drop partitions, so the owner's command does.
+func TestMigrateTablesAndRetention(t *testing.T) {
+	url := database(t)
+	environment(t, append(telemetry, "BRIDGE_DATABASE_URL="+url, "BRIDGE_ROUTE_TELEMETRY_RETENTION=30d")...)
+	migrate := func() {
+		t.Helper()
+		if code, stdout, stderr := bridge(t, "", "migrate", "--tables"); code != exitOK {
+			t.Fatalf("exit %d: %s %s", code, stdout, stderr)
+		}
+	}
+	migrate()
+	query(t, url, `create table telemetry_p20200101 partition of telemetry for values from ('2020-01-01 00:00+00') to ('2020-01-02 00:00+00')`)
+	query(t, url, `insert into telemetry (device_id, time, message_id, received_at, topic) values ('d', '2020-01-02 12:00+00', gen_random_uuid(), now(), 't')`)
+	before := query(t, url, `select count(*) from pg_partition_tree('telemetry') where isleaf`)
+	migrate()
+	if got := query(t, url, `select to_regclass('telemetry_p20200101') is null and not exists (select from telemetry)`); got != "true" {
+		t.Error("the old partition or the old row in the default partition is still there")
+	}
+	if after := query(t, url, `select 1 + count(*) from pg_partition_tree('telemetry') where isleaf`); after != before {
+		t.Errorf("%s partitions before, one fewer than %s after", before, after)
+	}
+}
+
 func TestMigrateTablesSaysWhatDoesNotFit(t *testing.T) {
 	url := database(t)
 	query(t, url, `create table telemetry (device_id text)`)

@@ -61,8 +61,9 @@ type spec struct {
 	JobTemplate struct {
 		Spec struct{ Template template }
 	} `yaml:"jobTemplate"`
-	Suspend bool
-	Ports   []struct {
+	Suspend  bool
+	Schedule string
+	Ports    []struct {
 		TargetPort any `yaml:"targetPort"`
 	}
 	MaxReplicas    int                         `yaml:"maxReplicas"`
@@ -72,7 +73,14 @@ type spec struct {
 	PodSelector    struct {
 		MatchLabels map[string]string `yaml:"matchLabels"`
 	} `yaml:"podSelector"`
-	Groups []struct {
+	Ingress, Egress []struct {
+		Ports []struct {
+			Port     any
+			Protocol string
+		}
+	}
+	PodMetricsEndpoints []struct{ Port string } `yaml:"podMetricsEndpoints"`
+	Groups              []struct {
 		Rules []struct{ Alert, Expr string }
 	}
 }
@@ -104,6 +112,9 @@ type podSpec struct {
 	AutomountToken     *bool  `yaml:"automountServiceAccountToken"`
 	ServiceLinks       *bool  `yaml:"enableServiceLinks"`
 	GracePeriod        int    `yaml:"terminationGracePeriodSeconds"`
+	HostNetwork        bool   `yaml:"hostNetwork"`
+	HostPID            bool   `yaml:"hostPID"`
+	HostIPC            bool   `yaml:"hostIPC"`
 	SecurityContext    struct {
 		RunAsNonRoot   bool                  `yaml:"runAsNonRoot"`
 		RunAsUser      int                   `yaml:"runAsUser"`
@@ -117,10 +128,14 @@ type podSpec struct {
 			SecretName string `yaml:"secretName"`
 		}
 		ConfigMap struct{ Name string } `yaml:"configMap"`
+		HostPath  any                   `yaml:"hostPath"`
 	}
 	TopologySpread []struct {
 		TopologyKey       string `yaml:"topologyKey"`
 		WhenUnsatisfiable string `yaml:"whenUnsatisfiable"`
+		LabelSelector     struct {
+			MatchLabels map[string]string `yaml:"matchLabels"`
+		} `yaml:"labelSelector"`
 	} `yaml:"topologySpreadConstraints"`
 }
 
@@ -133,10 +148,14 @@ type container struct {
 	Env []struct {
 		Name, Value string
 		ValueFrom   struct {
-			ResourceFieldRef struct{ ContainerName, Resource string } `yaml:"resourceFieldRef"`
+			ResourceFieldRef struct{ Resource, Divisor string } `yaml:"resourceFieldRef"`
 		} `yaml:"valueFrom"`
 	}
-	Ports           []struct{ Name string }
+	Ports []struct {
+		Name          string
+		ContainerPort int `yaml:"containerPort"`
+		HostPort      int `yaml:"hostPort"`
+	}
 	LivenessProbe   *probe `yaml:"livenessProbe"`
 	ReadinessProbe  *probe `yaml:"readinessProbe"`
 	StartupProbe    *probe `yaml:"startupProbe"`

@@ -3,6 +3,8 @@
 package deploy
 
 import (
+	"fmt"
+	"net/url"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -22,6 +24,14 @@ func TestPodSecurity(t *testing.T) {
 			if !p.SecurityContext.RunAsNonRoot || p.SecurityContext.RunAsUser == 0 || p.SecurityContext.SeccompProfile.Type != "RuntimeDefault" {
 				t.Errorf("%s: the pod's security context is %+v", name, p.SecurityContext)
 			}
+			if p.HostNetwork || p.HostPID || p.HostIPC {
+				t.Errorf("%s: the pod shares namespaces with its node", name)
+			}
+			for _, volume := range p.Volumes {
+				if volume.HostPath != nil {
+					t.Errorf("%s: volume %s is a folder of the node", name, volume.Name)
+				}
+			}
 			if !no(p.AutomountToken) {
 				t.Errorf("%s: the pod gets a token for the API", name)
 			}
@@ -29,6 +39,11 @@ func TestPodSecurity(t *testing.T) {
 				t.Errorf("%s: the pod gets a variable for each Service", name)
 			}
 			for _, c := range slices.Concat(p.InitContainers, p.Containers) {
+				for _, port := range c.Ports {
+					if port.HostPort != 0 {
+						t.Errorf("%s: container %s listens on its node", name, c.Name)
+					}
+				}
 				s := c.SecurityContext
 				if !no(s.AllowPrivilegeEscalation) || s.Privileged || !s.ReadOnlyRootFilesystem || !slices.Equal(s.Capabilities.Drop, []string{"ALL"}) || len(s.Capabilities.Add) > 0 {
 					t.Errorf("%s: the security context of container %s is %+v", name, c.Name, s)
@@ -122,13 +137,77 @@ func TestRollout(t *testing.T) {
 			if s.WhenUnsatisfiable != "ScheduleAnyway" {
 				t.Errorf("spread over %s keeps bridges from running", s.TopologyKey)
 			}
+			if !holds(d.Spec.Template.Metadata.Labels, s.LabelSelector.MatchLabels) {
+				t.Errorf("spread over %s counts pods with %v, which the bridge's are not", s.TopologyKey, s.LabelSelector.MatchLabels)
+			}
 		}
 		limits := map[string]string{}
 		for _, variable := range c.Env {
 			limits[variable.Name] = variable.ValueFrom.ResourceFieldRef.Resource
+			if divisor := variable.ValueFrom.ResourceFieldRef.Divisor; divisor != "" { // bytes and cores are what Go understands
+				t.Errorf("%s is divided by %s", variable.Name, divisor)
+			}
 		}
 		if limits["GOMEMLIMIT"] != "requests.memory" || limits["GOMAXPROCS"] != "limits.cpu" {
 			t.Errorf("the limits of Go come from %v", limits)
+		}
+		// docs/kubernetes.md: what waits, about as much while it is written, and the program. GOMEMLIMIT leaves
+		// room for all of it, or the collector would run for nothing.
+		const program = 32 << 20
+		waits, request, limit := mebibytes(t, env["BRIDGE_MAX_INFLIGHT_BYTES"]), mebibytes(t, c.Resources.Requests["memory"]), mebibytes(t, c.Resources.Limits["memory"])
+		if need := 2*waits + program; request < need || limit < request+request/4 {
+			t.Errorf("%d bytes wait at most, so the bridge needs %d: it requests %d, and is killed at %d", waits, need, request, limit)
+		}
+	})
+}
+
+// mebibytes reads a size in the one unit that all of ours have.
+func mebibytes(t *testing.T, text string) int {
+	t.Helper()
+	number, ok := strings.CutSuffix(strings.TrimSuffix(text, "B"), "Mi")
+	n, err := strconv.Atoi(number)
+	if err != nil || !ok {
+		t.Fatalf("%q is no number of mebibytes", text)
+	}
+	return n << 20
+}
+
+// TestNetworkPolicy: the policy lets out what the settings name, and nothing that no setting names.
+func TestNetworkPolicy(t *testing.T) {
+	each(t, func(t *testing.T, all []resource) {
+		_, c := bridgeOf(t, all)
+		policy := one(t, all, "NetworkPolicy", "bridge").Spec
+		out := map[string]bool{}
+		for _, rule := range policy.Egress {
+			if len(rule.Ports) == 0 {
+				t.Error("a rule lets everything out")
+			}
+			for _, port := range rule.Ports {
+				out[strings.TrimSpace(fmt.Sprint(port.Port, " ", port.Protocol))] = true
+			}
+		}
+		wanted := []string{"53 UDP", "53 TCP"}
+		if urls := environment(t, all, c)["BRIDGE_MQTT_URLS"]; urls != "" {
+			for address := range strings.SplitSeq(urls, ",") {
+				u, err := url.Parse(address)
+				if err != nil {
+					t.Fatal(err)
+				}
+				wanted = append(wanted, u.Port())
+			}
+		}
+		for _, r := range all { // after the translation of the Service's address
+			if pod, ok := pods([]resource{r})["StatefulSet/"+r.Metadata.Name]; ok {
+				wanted = append(wanted, strconv.Itoa(pod.Spec.Containers[0].Ports[0].ContainerPort))
+			}
+		}
+		for _, port := range wanted {
+			if !out[port] {
+				t.Errorf("nothing gets out to port %s, only to %v", port, out)
+			}
+		}
+		if in := policy.Ingress; len(in) != 1 || len(in[0].Ports) != 1 || in[0].Ports[0].Port != c.Ports[0].Name {
+			t.Errorf("it lets in %+v", in)
 		}
 	})
 }
@@ -143,6 +222,25 @@ func TestSelectors(t *testing.T) {
 			selector := r.Spec.labels(t)
 			if !holds(labels, selector) || holds(others, selector) {
 				t.Errorf("%s %s selects %v, the pods have %v, those of the migration %v", r.Kind, r.Metadata.Name, selector, labels, others)
+			}
+		}
+		for _, r := range all {
+			if r.Kind == "PodMonitor" {
+				if selector := r.Spec.labels(t); !holds(labels, selector) || holds(others, selector) || r.Spec.PodMetricsEndpoints[0].Port != c.Ports[0].Name {
+					t.Errorf("the PodMonitor asks port %s of the pods with %v", r.Spec.PodMetricsEndpoints[0].Port, selector)
+				}
+			}
+			if r.Kind != "Service" && r.Kind != "StatefulSet" {
+				continue
+			}
+			var selected []string
+			for name, pod := range pods(all) {
+				if holds(pod.Metadata.Labels, r.Spec.labels(t)) {
+					selected = append(selected, name)
+				}
+			}
+			if len(selected) != 1 || !strings.HasSuffix(selected[0], "/"+r.Metadata.Name) {
+				t.Errorf("%s %s selects the pods of %v", r.Kind, r.Metadata.Name, selected)
 			}
 		}
 		policy := one(t, all, "NetworkPolicy", "bridge").Spec.PodSelector.MatchLabels
@@ -169,6 +267,7 @@ func TestSelectors(t *testing.T) {
 			}
 		}
 	})
+	_ = one(t, resources(t, "everything"), "PodMonitor", "bridge")
 }
 
 func holds(labels, selector map[string]string) bool {
@@ -202,7 +301,10 @@ func TestReplicasFitTheSessions(t *testing.T) {
 			replicas = &r.Spec.MinReplicas
 		}
 		if replicas == nil {
-			t.Error("nobody says how many replicas there are")
+			t.Fatal("nobody says how many replicas there are")
+		}
+		if most, _ := strconv.Atoi(sessions); *replicas > most {
+			t.Errorf("%d replicas, %s sessions", *replicas, sessions)
 		}
 	})
 }
@@ -210,11 +312,17 @@ func TestReplicasFitTheSessions(t *testing.T) {
 // TestMigration: the bridge migrates, or the CronJob does, and never neither.
 func TestMigration(t *testing.T) {
 	each(t, func(t *testing.T, all []resource) {
-		_, c := bridgeOf(t, all)
+		d, c := bridgeOf(t, all)
 		job := one(t, all, "CronJob", "bridge-migrate")
 		migrate := job.Spec.JobTemplate.Spec.Template.Spec.Containers[0]
-		if off := environment(t, all, c)["BRIDGE_MIGRATE"] == "off"; off == job.Spec.Suspend {
+		off := environment(t, all, c)["BRIDGE_MIGRATE"] == "off"
+		if off == job.Spec.Suspend {
 			t.Errorf("BRIDGE_MIGRATE off: %v, the CronJob is suspended: %v", off, job.Spec.Suspend)
+		}
+		// Its Job and the migrations take their time, too.
+		const waits = 5 * time.Minute
+		if deadline := time.Duration(d.Spec.ProgressDeadlineSeconds) * time.Second; off && (job.Spec.Schedule != "*/5 * * * *" || deadline < 2*waits) {
+			t.Errorf("the CronJob runs at %q, and a rollout that waits for it is called a failure after %v", job.Spec.Schedule, deadline)
 		}
 		if !slices.Equal(migrate.Args, []string{"migrate", "--tables"}) || migrate.Image != c.Image {
 			t.Errorf("it runs %s %v, the bridge is %s", migrate.Image, migrate.Args, c.Image)

@@ -59,6 +59,34 @@ func routeOf(rest, routes string) (string, bool) {
 	return "", false
 }
 
+// TestTheBrokerOfTheDevOverlay is set as docs/operations.md advises.
+func TestTheBrokerOfTheDevOverlay(t *testing.T) {
+	advice, err := os.ReadFile(filepath.Join(root, "docs/operations.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf, err := os.ReadFile(filepath.Join(root, "deploy/k8s/overlays/dev/mosquitto.conf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, _ := strings.Cut(string(advice), "**Mosquitto.**")
+	_, text, _ = strings.Cut(text, "```text\n")
+	text, _, _ = strings.Cut(text, "```")
+	for line := range strings.Lines(text) {
+		setting, _, _ := strings.Cut(line, "#")
+		setting = strings.TrimSpace(setting)
+		if name, _, _ := strings.Cut(setting, " "); name == "persistence_location" {
+			continue // where the volume is
+		}
+		if setting == "" || !strings.Contains("\n"+string(conf), "\n"+setting+"\n") {
+			t.Errorf("mosquitto.conf lacks %q", setting)
+		}
+	}
+	if strings.Count(text, "\n") < 4 {
+		t.Errorf("the advice is %q: the pattern that finds it is broken", text)
+	}
+}
+
 // TestTheBridgeTakesTheSettings: the bridge starts with them, and its routes compile.
 func TestTheBridgeTakesTheSettings(t *testing.T) {
 	each(t, func(t *testing.T, all []resource) {

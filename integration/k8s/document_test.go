@@ -9,7 +9,7 @@ import (
 )
 
 // document is docs/kubernetes-scenarios.md.
-func document(version string, own bool, results []result) string {
+func document(version, servers string, own bool, results []result) string {
 	var b strings.Builder
 	where := "the cluster of KUBECONFIG"
 	if own {
@@ -18,14 +18,14 @@ func document(version string, own bool, results []result) string {
 	fmt.Fprintf(&b, `# A release's life on Kubernetes
 
 Written by `+"`make test-k8s`"+`, not by hand. Kubernetes %s, %s. `+"`deploy/k8s/overlays/dev`"+`: three replicas, six sessions,
-Mosquitto and PostgreSQL, each with a volume.
+%s, each with a volume.
 
 Before, during and after each event a pod published 1000 messages per second at
 QoS 1: every second one is numbered and has an event time, the others are equal to the byte (`+"`21.5`"+`) and carry neither.
 
 | event | how | published | rows | missing | extra | open | sent again | longest pause | longest wait |
 |---|---|---|---|---|---|---|---|---|---|
-`, strings.TrimPrefix(version, "v"), where)
+`, strings.TrimPrefix(version, "v"), where, servers)
 	for _, r := range results {
 		fmt.Fprintf(&b, "| %s | %s | %d | %d | %d | %d | %d | %d | %s | %s |\n", r.what, r.how, r.sent.Numbered+r.sent.Equal, r.rows, r.missing, r.extra,
 			r.sent.Open, r.sent.Refused, seconds(r.pause), seconds(r.wait))
@@ -45,8 +45,9 @@ QoS 1: every second one is numbered and has an event time, the others are equal 
 `)
 	b.WriteString(`
 Seen in the same run: the server refuses nothing of dev and production (server-side dry run, strict), ` + "`kubectl diff`" + ` after the first apply
-is empty, the migration Job started by hand succeeds, and ` + "`overlays/production`" + ` works beside a broker with TLS and passwords: its pods wait
-until the CronJob's Job has migrated as the owner, then write as a role that can create nothing.
+of either is empty, no row of a scenario came later, the migration Job started by hand succeeds, and ` + "`overlays/production`" + ` works
+beside a broker with TLS and passwords: its pods wait until a Job of the CronJob has migrated as the owner, then write as a role that
+can create nothing.
 `)
 	if own {
 		b.WriteString("\nThis cluster accepts network policies and does not enforce them.\n")

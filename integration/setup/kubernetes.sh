@@ -10,10 +10,12 @@
 # kubectl ... talks to the cluster.
 # kill NODE CONTAINER [SIGNAL] signals the first process of a container, by default SIGKILL. Nobody inside
 #          of it could: it is process 1 there.
+# unplug   cuts the nodes off from each other, without a word to either; plug joins them again.
 # down     stops what "up" started, and nothing else.
 #
 # Each node lives in a network namespace of its own. They are joined with each other and with
-# nothing else: no address of the machine changes, and no pod reaches the world.
+# nothing else: no address of the machine changes, and no pod reaches the world. A kubelet sets a few
+# of the kernel's variables for the whole machine; "down" gives them back the values they had before.
 #
 # NetworkPolicies are accepted and not enforced: the plugin that joins the pods knows none.
 set -euo pipefail
@@ -26,9 +28,10 @@ version=$(sed -nE 's#^\tk8s.io/kubernetes v([0-9.]+)$#\1#p' "$source_dir/hyperku
 hyperkube=$build_dir/hyperkube-$(cat "$source_dir"/hyperkube/* | cksum | cut -d' ' -f1)
 # Two checkouts of the project may have a cluster each.
 id=bridge-$(printf %s "$cache_dir" | cksum | cut -d' ' -f1)
-run_dir=$cache_dir/kubernetes
+run_dir=$(cd "$cache_dir" && pwd -P)/kubernetes # as the kernel lists its mounts
 nodes=(n1 n2) # the control plane is on the first, and so are the volumes
 pause=localhost/pause:1
+kubelet_sets=(vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops kernel/keys/root_maxkeys kernel/keys/root_maxbytes)
 
 address() { printf '10.99.0.%s\n' "${1#n}"; } # of a node
 pods() { printf '10.244.%s.0/24\n' "${1#n}"; } # of a node's pods
@@ -59,7 +62,10 @@ await() {
 
 packages() {
   [ "$(id -u)" = 0 ] || die "a cluster of one's own needs root; or set KUBECONFIG to another one"
-  apt_install etcd-server containerd runc containernetworking-plugins iproute2 iptables openssl util-linux
+  # Docker's own packages bring containerd and runc, too, and would have to make way for Debian's.
+  local engine=() program
+  for program in containerd runc; do has "$program" || engine+=("$program"); done
+  apt_install etcd-server containernetworking-plugins iproute2 iptables openssl procps util-linux "${engine[@]}"
 }
 
 build() {
@@ -249,6 +255,7 @@ clusterCIDR: 10.244.0.0/16
 hostnameOverride: $node
 clientConnection: {kubeconfig: $run_dir/pki/proxy.conf}
 metricsBindAddress: 127.0.0.1:10249
+conntrack: {maxPerCore: 0} # the machine's limits are left alone
 Y
   daemon "$node" "proxy-$node" "$hyperkube" kube-proxy --config="$dir/proxy.yaml"
 }
@@ -281,6 +288,21 @@ Y
   done
 }
 
+remember() {
+  local variable
+  for variable in "${kubelet_sets[@]}"; do
+    mkdir -p "$run_dir/sysctl/${variable%/*}"
+    cat "/proc/sys/$variable" >"$run_dir/sysctl/$variable" 2>/dev/null || true # not every kernel has all of them
+  done
+}
+
+restore() {
+  local variable
+  for variable in "${kubelet_sets[@]}"; do
+    if [ -s "$run_dir/sysctl/$variable" ]; then cat "$run_dir/sysctl/$variable" >"/proc/sys/$variable" || true; fi
+  done
+}
+
 node_ready() { kubectl wait --for=condition=Ready --timeout=1s "node/$1"; }
 
 up() {
@@ -289,6 +311,7 @@ up() {
   [ ! -e "$run_dir" ] || down
   trap '[ $? = 0 ] || down' EXIT
   mkdir -p "$run_dir"
+  remember
   networks
   certificates
   control_plane
@@ -327,6 +350,7 @@ down() {
   [ -e "$run_dir" ] || return 0
   cd /
   end kubelet-n1 kubelet-n2 proxy-n1 proxy-n2 # first, or they would start again what is ended now
+  restore
   for node in "${nodes[@]}"; do
     images "$node" tasks list -q 2>/dev/null | xargs -r -n 1 -P 8 ctr --address "$(containerd_socket "$node")" --namespace k8s.io tasks kill -s KILL 2>/dev/null || true
   done
@@ -347,12 +371,19 @@ down() {
       [ ! -d "$item" ] || find "$item" -depth -type d -exec rmdir {} + 2>/dev/null || true
     done
   done
-  rm -rf "$run_dir"
+  rm -rf --one-file-system "$run_dir" # never into a mount that is still there
+}
+
+wire() { # -I or -D
+  local node
+  for node in "${nodes[@]}"; do inside "$node" iptables -w -t mangle "$1" PREROUTING -i node0 -j DROP; done
 }
 
 case ${1:-} in
 packages | build | up | down) "$1" ;;
 load | kubectl) "$@" ;;
+unplug) wire -I ;;
+plug) wire -D ;;
 kill) images "$2" tasks kill --signal "${4:-SIGKILL}" "${3#containerd://}" ;;
-*) die "usage: kubernetes.sh packages | build | up | load IMAGE... | kubectl ... | kill NODE CONTAINER [SIGNAL] | down" ;;
+*) die "usage: kubernetes.sh packages | build | up | load IMAGE... | kubectl ... | kill NODE CONTAINER [SIGNAL] | unplug | plug | down" ;;
 esac

@@ -73,7 +73,8 @@ apt_install() {
       mkdir -p "${cluster%/*}"
       printf 'create_main_cluster = false\n' >"$cluster"
     fi
-    install=(apt-get install -y -qq --no-install-recommends
+    # Nothing of the machine's has to go for the sake of a test.
+    install=(apt-get install -y -qq --no-install-recommends --no-remove
       -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold "${missing[@]}")
     log=$cache_dir/apt.log
     # A machine fresh from its image has no package lists, an old one has stale ones.

@@ -10,6 +10,7 @@ create schema bridge authorization bridge_owner;
 grant usage, create on schema public to bridge_owner;
 
 -- The writer uses what the owner has made, and will have made after the next release.
+-- For routes with tables in another schema: both roles' usage of it, the owner's create, and a line like the last.
 grant usage on schema bridge, public to bridge_writer;
 alter default privileges for role bridge_owner in schema bridge grant select, insert, update, delete on tables to bridge_writer;
 alter default privileges for role bridge_owner in schema public grant select, insert on tables to bridge_writer;
