@@ -43,10 +43,10 @@ func (in *insertion) insertDuplicates() bool {
 }
 
 // joins says whether rows of both plans may stand in one COPY. Where a trigger may let some vanish, it would
-// not be known whose.
+// not be known whose, and a table without the unique index would have to be read from end to end to find out.
 func (p *plan) joins(other *plan) bool {
-	return !p.drops && !other.drops && p.copy == other.copy && p.altered == other.altered && p.conflict == other.conflict &&
-		p.timeless == other.timeless && slices.Equal(p.oids, other.oids)
+	return !p.drops && !other.drops && p.conflict != "" && p.copy == other.copy && p.altered == other.altered &&
+		p.conflict == other.conflict && p.timeless == other.timeless && slices.Equal(p.oids, other.oids)
 }
 
 // lead takes the rows of the others into the COPY, unless a key stands twice in them.

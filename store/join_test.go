@@ -116,3 +116,14 @@ func TestSharedCopyOfWhatVanishes(t *testing.T) {
 		t.Errorf("%d messages refused by the table, want 2", n)
 	}
 }
+
+// TestNoSharedCopyWithoutAKey: should rows vanish, such a table could not be asked whose they were.
+func TestNoSharedCopyWithoutAKey(t *testing.T) {
+	t.Parallel()
+	l := newJoinedLine(t, `alter table telemetry drop constraint telemetry_pkey`)
+	l.tables = NewTables(l.pool, impatient(t), l.routes)
+	l.commit("a1", "b2")
+	l.wantWays("copy", "copy")
+	l.want("a", 1, 1, 0, 0)
+	l.want("b", 1, 1, 0, 0)
+}
