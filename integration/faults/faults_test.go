@@ -223,7 +223,8 @@ letter. Afterwards the tables are compared with what the broker had acknowledged
 The scenarios of identical messages have nothing but those, and QoS 2 has its own. After most kills the dead bridge's lease is
 ended by SQL, so that more kills fit into the time; elsewhere its five seconds are waited for. A full disk, a read-only
 server and one kind of deadlock are raised by a trigger with their SQLSTATE. The real deadlocks are with a transaction of
-somebody else: as long as no route fails, replicas lock tables and keys in one order and make none among themselves. Clock
+somebody else: as long as no route fails, and each table has one route, replicas lock tables and keys in one order and make none
+among themselves. Clock
 jumps are those of the stamps in the database, shifted by SQL; no machine's clock is moved.
 
 The conservation law held at every scrape, five times a second, in every scenario. Where a number other than
