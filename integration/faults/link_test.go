@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
-	"time"
 
 	toxiproxy "github.com/Shopify/toxiproxy/v2"
 	"github.com/rs/zerolog"
@@ -58,16 +57,16 @@ func (l *link) mend() { l.proxy.Toxics.ResetToxics(l.t.Context()) }
 // prepareReset makes connections that are opened from now on end with a TCP reset instead of a FIN.
 func (l *link) prepareReset() {
 	l.t.Helper()
-	_, err := l.proxy.Toxics.AddToxicJson(strings.NewReader(`{"name": "reset", "type": "reset_peer", "toxicity": 0}`))
+	_, err := l.proxy.Toxics.AddToxicJson(strings.NewReader(`{"name": "linger", "type": "reset_peer", "toxicity": 0}`))
 	must(l.t, err)
 }
 
-// reset ends every connection at the next byte from the server, and for a moment new ones too.
+// reset ends every connection at once. It adds and removes a toxic instead of turning up the one
+// of prepareReset: toxiproxy writes a changed toxicity while its connections still read the old one.
 func (l *link) reset() {
 	l.t.Helper()
-	for _, toxicity := range []string{"1", "0"} {
-		_, err := l.proxy.Toxics.UpdateToxicJson("reset", strings.NewReader(`{"toxicity": `+toxicity+`}`))
-		must(l.t, err)
-		time.Sleep(100 * time.Millisecond)
-	}
+	const name = "cut"
+	_, err := l.proxy.Toxics.AddToxicJson(strings.NewReader(`{"name": "` + name + `", "type": "timeout", "attributes": {"timeout": 0}}`))
+	must(l.t, err)
+	must(l.t, l.proxy.Toxics.RemoveToxic(l.t.Context(), name)) // this kind closes its connections when it goes
 }
