@@ -19,6 +19,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
 )
 
 // limitVariable holds the job of a child process that is a limit, as JSON.
@@ -34,7 +35,8 @@ type limit struct {
 
 	Database  string `json:"database"` // empty: no writer
 	Table     string `json:"table"`
-	Rows      string `json:"rows"` // file with as many rows as there are messages, as COPY writes them in binary
+	Tables    int    `json:"tables"` // 0: one. More: it is copied to table_0, table_1 and so on, by the number in the topic
+	Rows      string `json:"rows"`   // file with as many rows as there are messages, as COPY writes them in binary
 	Statement string `json:"statement"`
 	Batch     int    `json:"batch"`
 }
@@ -181,17 +183,44 @@ type encodedBatch struct {
 	rows   int
 	sql    string
 	stream []byte   // of COPY
+	wire   []byte   // of several, in one round trip
 	params [][]byte // otherwise
 	oids   []uint32
 }
 
 func (b *encodedBatch) send(ctx context.Context, conn *pgconn.PgConn) error {
+	if b.wire != nil {
+		return sendWire(conn, b.wire)
+	}
 	if b.stream != nil {
 		_, err := conn.CopyFrom(ctx, bytes.NewReader(b.stream), b.sql)
 		return err
 	}
 	_, err := conn.ExecParams(ctx, b.sql, b.params, b.oids, []int16{1}, []int16{1}).Close()
 	return err
+}
+
+// sendWire sends messages that end with a Sync, and reads the answers. The pipeline of pgconn knows no COPY.
+func sendWire(conn *pgconn.PgConn, wire []byte) error {
+	sent := make(chan error, 1)
+	go func() {
+		_, err := conn.Conn().Write(wire)
+		sent <- err
+	}()
+	var refused error
+	for {
+		message, err := conn.ReceiveMessage(context.Background())
+		if err != nil {
+			_ = conn.Conn().Close() // which ends the writing
+			return errors.Join(err, <-sent)
+		}
+		switch m := message.(type) {
+		case *pgproto3.ErrorResponse:
+			refused = pgconn.ErrorResponseToPgError(m)
+		case *pgproto3.ReadyForQuery:
+			return errors.Join(refused, <-sent)
+		}
+	}
 }
 
 // tableColumn is a column of the table that is written.
@@ -205,7 +234,7 @@ type tableColumn struct {
 func (l *limit) encode(ctx context.Context, db *pgx.Conn) ([]encodedBatch, error) {
 	found, err := db.Query(ctx, `select a.attname::text, a.atttypid, t.typarray, coalesce(array_position(i.indkey::int2[], a.attnum) + 1, 0)::int
 		from pg_attribute a join pg_type t on t.oid = a.atttypid left join pg_index i on i.indrelid = a.attrelid and i.indisprimary
-		where a.attrelid = $1::regclass and a.attnum > 0 and not a.attisdropped order by a.attnum`, l.Table)
+		where a.attrelid = $1::regclass and a.attnum > 0 and not a.attisdropped order by a.attnum`, tablesOf(l.Table, l.Tables)[0])
 	if err != nil {
 		return nil, err
 	}
@@ -228,6 +257,14 @@ func (l *limit) encode(ctx context.Context, db *pgx.Conn) ([]encodedBatch, error
 	}
 	var batches []encodedBatch
 	for chunk := range slices.Chunk(rows, l.Batch) {
+		if l.Tables > 1 {
+			batch, err := encodeCopies(l.Table, l.Tables, columns, chunk)
+			if err != nil {
+				return nil, err
+			}
+			batches = append(batches, batch)
+			continue
+		}
 		sortRows(chunk, columns)
 		switch l.Statement {
 		case copyRows:
@@ -320,6 +357,51 @@ func encodeCopy(table string, columns []tableColumn, rows [][]field) encodedBatc
 		rows: len(rows), stream: append(stream, 0xff, 0xff),
 		sql: "copy " + table + " (" + columnList(columns) + ") from stdin (format binary)",
 	}
+}
+
+// tablesOf names the tables of a limit.
+func tablesOf(table string, n int) []string {
+	if n <= 1 {
+		return []string{table}
+	}
+	names := make([]string, n)
+	for i := range names {
+		names[i] = fmt.Sprintf("%s_%d", table, i)
+	}
+	return names
+}
+
+// encodeCopies makes one transaction of a COPY to each table that has rows among these. Topics begin with s and
+// three digits, the number of the table.
+func encodeCopies(table string, tables int, columns []tableColumn, rows [][]field) (encodedBatch, error) {
+	topic := slices.IndexFunc(columns, func(c tableColumn) bool { return c.name == "topic" })
+	of := make([][][]field, tables)
+	for _, row := range rows {
+		n, err := strconv.Atoi(string(row[topic][5:8])) // behind the length
+		if err != nil || n >= tables {
+			return encodedBatch{}, fmt.Errorf("topic %q belongs to none of %d tables", row[topic][4:], tables)
+		}
+		of[n] = append(of[n], row)
+	}
+	b := encodedBatch{rows: len(rows)}
+	for i, name := range tablesOf(table, tables) {
+		if len(of[i]) == 0 {
+			continue
+		}
+		sortRows(of[i], columns)
+		one := encodeCopy(name, columns, of[i])
+		for _, message := range []pgproto3.FrontendMessage{
+			&pgproto3.Parse{Query: one.sql}, &pgproto3.Bind{}, &pgproto3.Execute{}, &pgproto3.CopyData{Data: one.stream}, &pgproto3.CopyDone{},
+		} {
+			var err error
+			if b.wire, err = message.Encode(b.wire); err != nil {
+				return b, err
+			}
+		}
+	}
+	var err error
+	b.wire, err = (&pgproto3.Sync{}).Encode(b.wire)
+	return b, err
 }
 
 func encodeUnnest(table string, columns []tableColumn, rows [][]field) encodedBatch {

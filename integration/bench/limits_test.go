@@ -39,10 +39,13 @@ const drainFilter = "+/+/telemetry"
 // limits are what parts of a bridge reach alone on this machine.
 type limits struct {
 	dir   string
-	files map[int]string // with rows, by their number
+	files map[[2]int]string // with rows, by their number and that of the sites
 }
 
-func newLimits(t *testing.T) *limits { return &limits{dir: t.TempDir(), files: map[int]string{}} }
+func newLimits(t *testing.T) *limits { return &limits{dir: t.TempDir(), files: map[[2]int]string{}} }
+
+// rowsOf is the key of limits.files.
+func rowsOf(w *Work) [2]int { return [2]int{w.Messages, w.Sites} }
 
 // reader takes messages from the broker and does nothing but acknowledge them.
 func (l *limits) reader(name string, window int) System {
@@ -76,13 +79,14 @@ func readReport(path string) (messages int, first, last time.Time) {
 
 // statement writes the rows that the bridge makes of a work into the table that the bridge makes, in sorted
 // batches that were encoded before. If it drains, a minimal reader takes a message from the broker for each
-// row, in the same process and at most four batches ahead, so that both are at work as long as one is.
-func (l *limits) statement(name, kind string, batch int, drains bool) System {
-	const clientID = "statement"
-	product := bridge("", bridgeOptions{})
-	table, report := product.Tables[0], ""
+// row, in the same process and at most four batches ahead, so that both are at work as long as one is. Several
+// tables are one for each site.
+func (l *limits) statement(name, kind string, batch, tables int, drains bool) System {
+	const clientID, table = "statement", "telemetry"
+	product := bridge("", bridgeOptions{table: table, routes: tables, tables: tables > 1})
+	report := ""
 	system := System{
-		Name: name, Tables: []string{table}, Limit: true,
+		Name: name, Tables: product.Tables, Limit: true,
 		Subscribe: func(t *testing.T, s *Stage) {
 			t.Helper()
 			l.makeRows(t, s)
@@ -97,8 +101,8 @@ func (l *limits) statement(name, kind string, batch int, drains bool) System {
 		Start: func(t *testing.T, s *Stage) []int {
 			t.Helper()
 			job := limit{
-				Messages: s.Work.Messages, Database: s.URL, Table: table,
-				Rows: l.files[s.Work.Messages], Statement: kind, Batch: batch,
+				Messages: s.Work.Messages, Database: s.URL, Table: table, Tables: tables,
+				Rows: l.files[rowsOf(&s.Work)], Statement: kind, Batch: batch,
 			}
 			if drains {
 				job.Broker, job.ClientID, job.Window = s.Broker.Addr(""), clientID, greatestWindow
@@ -117,24 +121,24 @@ func (l *limits) statement(name, kind string, batch int, drains bool) System {
 // makeRows has a bridge write as many rows as the work of a stage has messages, and keeps them in a file.
 func (l *limits) makeRows(t *testing.T, s *Stage) {
 	t.Helper()
-	n := s.Work.Messages
-	if l.files[n] != "" {
+	key := rowsOf(&s.Work)
+	if l.files[key] != "" {
 		return
 	}
 	t.Run("make the rows", func(t *testing.T) {
 		own := newStage(t, s.Server, "", s.Work)
-		product := bridge("bridge", bridgeOptions{})
+		product := bridge("bridge", bridgeOptions{routes: s.Work.Sites})
 		drain(t, own, &product)
-		path := filepath.Join(l.dir, fmt.Sprintf("%d rows", n))
+		path := filepath.Join(l.dir, fmt.Sprintf("%d rows of %d sites", s.Work.Messages, s.Work.Sites))
 		file, err := os.Create(path)
 		must(t, err)
 		// In the order in which they were published.
 		_, err = own.db.PgConn().CopyTo(t.Context(), file, "copy (select * from "+product.Tables[0]+" order by id) to stdout (format binary)")
 		must(t, err)
 		must(t, file.Close())
-		l.files[n] = path
+		l.files[key] = path
 	})
-	if l.files[n] == "" {
+	if l.files[key] == "" {
 		t.FailNow()
 	}
 }
@@ -161,7 +165,7 @@ func measureLimits(t *testing.T, b *suite) []*Point {
 	for _, kind := range []string{copyRows, unnestRows} {
 		for _, batch := range b.batches {
 			label := fmt.Sprintf("%s, batches of %s", kind, page.Number(float64(batch)))
-			system := l.statement(label, kind, batch, false)
+			system := l.statement(label, kind, batch, 1, false)
 			alone := b.drainJob(label, float64(batch), system, work)
 			alone.measure = func(t *testing.T, _ *Point) Figures {
 				return writeAlone(t, newStage(t, b.server, "", work()), system)
@@ -169,7 +173,7 @@ func measureLimits(t *testing.T, b *suite) []*Point {
 			jobs = append(jobs, alone)
 			if kind == bestStatement {
 				label += ", with the reader"
-				jobs = append(jobs, b.drainJob(label, float64(batch), l.statement(label, kind, batch, true), work))
+				jobs = append(jobs, b.drainJob(label, float64(batch), l.statement(label, kind, batch, 1, true), work))
 			}
 		}
 	}
@@ -208,12 +212,17 @@ func TestLimits(t *testing.T) {
 	const alone = "alone"
 	for _, system := range []System{
 		l.reader("reader", 100),
-		l.statement("copy", copyRows, 100, true),     // more batches than the reader may be ahead
-		l.statement("unnest", unnestRows, 700, true), // the last batch is a short one
-		l.statement(alone, copyRows, 700, false),
+		l.statement("copy", copyRows, 100, 1, true),     // more batches than the reader may be ahead
+		l.statement("unnest", unnestRows, 700, 1, true), // the last batch is a short one
+		l.statement(alone, copyRows, 700, 1, false),
+		l.statement("copy to tables", copyRows, 700, 3, true),
 	} {
 		t.Run(system.Name, func(t *testing.T) {
-			s := newStage(t, server, "", drainWork(3000, 100))
+			w := drainWork(3000, 100)
+			if w.Sites = 1; len(system.Tables) > 1 {
+				w.Sites = len(system.Tables)
+			}
+			s := newStage(t, server, "", w)
 			var f Figures
 			if system.Name == alone {
 				f = writeAlone(t, s, system)
@@ -230,8 +239,12 @@ func TestLimits(t *testing.T) {
 			}
 			// They are the very rows that the bridge makes.
 			var rows, messages, devices, keys int
+			all := ""
+			for i, name := range system.Tables {
+				all += fmt.Sprintf("%s select * from %s where topic = 's%03d/' || device_id || '/telemetry'", map[bool]string{true: " union all"}[i > 0], name, i)
+			}
 			must(t, s.db.QueryRow(t.Context(), `select count(*)::int, count(distinct id)::int, count(distinct device_id)::int, count(distinct message_id)::int
-				from telemetry where topic = 's000/' || device_id || '/telemetry' and status = 'ok' and temperature >= 10`).Scan(&rows, &messages, &devices, &keys))
+				from (`+all+`) r where status = 'ok' and temperature >= 10`).Scan(&rows, &messages, &devices, &keys))
 			if rows != 3000 || messages != 3000 || devices != 100 || keys != 3000 {
 				t.Errorf("%d rows of %d messages and %d devices with %d keys", rows, messages, devices, keys)
 			}

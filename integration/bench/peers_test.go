@@ -21,7 +21,7 @@ const (
 func peers(t *testing.T) []System {
 	t.Helper()
 	l := newLimits(t)
-	all := []System{l.reader("reader", greatestWindow), l.statement(statement, bestStatement, bestBatch, true)}
+	all := []System{l.reader("reader", greatestWindow), l.statement(statement, bestStatement, bestBatch, 1, true)}
 	if os.Getenv("BENCH_PEERS") == "" {
 		return all
 	}

@@ -142,20 +142,26 @@ func measureDevices(t *testing.T, b *suite) []*Point {
 	return b.play(t, jobs)
 }
 
-// Names of the two ways to have several routes.
+// Names of the two ways to have several routes, and of the best statement into as many tables, in batches as large
+// as the bridge's.
 const (
-	oneTable   = "one table"
-	manyTables = "a table each"
+	oneTable        = "one table"
+	manyTables      = "a table each"
+	manyTablesAlone = "a table each, statement"
+
+	bridgeBatch = 5000
 )
 
 func measureRoutes(t *testing.T, b *suite) []*Point {
+	l := newLimits(t)
 	var jobs []job
 	for _, routes := range b.routes {
 		for _, system := range []System{
 			bridge(oneTable, bridgeOptions{routes: routes}),
 			bridge(manyTables, bridgeOptions{routes: routes, tables: true}),
+			l.statement(manyTablesAlone, bestStatement, bridgeBatch, routes, true),
 		} {
-			if routes == 1 && system.Name == manyTables {
+			if routes == 1 && system.Name != oneTable {
 				continue
 			}
 			jobs = append(jobs, b.drainJob(fmt.Sprintf("%d, %s", routes, system.Name), float64(routes), system, func() Work {

@@ -123,6 +123,12 @@ var targets = []target{
 		},
 	},
 	{
+		"200 routes into a table each: rate against the best statement alone into as many tables", "%", true, 80,
+		func(r Results, _ []page.Section) float64 {
+			return 100 * ratio(r.find("routes", manyTables, 200), r.find("routes", manyTablesAlone, 200), "rate")
+		},
+	},
+	{
 		"Cost of 200 routes over one: bridge CPU, into one table", "%", false, 10,
 		func(r Results, _ []page.Section) float64 {
 			return 100 * (ratio(r.find("routes", oneTable, 200), r.find("routes", oneTable, 1), "system") - 1)
