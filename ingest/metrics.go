@@ -50,6 +50,9 @@ const dropBudget = "budget"
 func (m *Metrics) begin(session string) {
 	m.connected.WithLabelValues(session).Set(0)
 	m.sessionLost.WithLabelValues(session)
+	for _, reason := range lostReasons {
+		m.reconnects.WithLabelValues(session, reason)
+	}
 }
 
 // end removes the gauges of a session that another process may own from now on.

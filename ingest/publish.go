@@ -21,10 +21,7 @@ type publish struct {
 	packetID uint16 // 0 for QoS 0
 	payload  []byte
 
-	payloadFormat   *byte
-	messageExpiry   *uint32 // counts down on its way, so it must never become part of a key
 	contentType     string
-	responseTopic   string
 	correlationData []byte
 	userProperties  []mapping.UserProperty
 	// subscriptionIDs has one element for each matching subscription that carried an identifier
@@ -156,24 +153,18 @@ func (p *publish) decodeProperties(properties []byte) error {
 func (p *publish) decodeProperty(id uint32, r *fieldReader) (err error) {
 	switch id {
 	case propPayloadFormat:
-		b, err := r.take(1)
-		if err != nil {
-			return err
-		}
-		p.payloadFormat = &b[0] // nobody asks for it, so any value will do: Mosquitto forwards 2
+		_, err = r.take(1) // nobody asks for it, so any value will do: Mosquitto forwards 2
+		return err
 	case propMessageExpiry:
-		v, err := r.uint32()
-		if err != nil {
-			return err
-		}
-		p.messageExpiry = &v
+		_, err = r.uint32() // the broker counts it down, so it must never become part of a key
+		return err
 	case propContentType:
 		p.contentType, err = r.utf8()
 		return err
 	case propResponseTopic:
 		// Nobody answers, so a wildcard in it will do: [MQTT-3.3.2-14] is the publisher's to keep, and
 		// Mosquitto does not see to it.
-		p.responseTopic, err = r.utf8()
+		_, err = r.utf8()
 		return err
 	case propCorrelationData:
 		p.correlationData, err = r.binary()

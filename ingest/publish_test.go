@@ -41,10 +41,10 @@ func TestDecodePublish(t *testing.T) {
 		"empty payload":         {0x01, "0001 't' 00", publish{retain: true, topic: "t", payload: []byte{}}},
 		"QoS 1 has a packet id": {0x02, "0003 'a/b' 1234 00 'x'", publish{qos: 1, topic: "a/b", packetID: 0x1234, payload: []byte("x")}},
 		"QoS 2, DUP, retained":  {0x0D, "0003 'a/b' 0001 00", publish{dup: true, qos: 2, retain: true, topic: "a/b", packetID: 1, payload: []byte{}}},
-		"payload format":        {0x00, "0001 't' 02 01 01", publish{topic: "t", payloadFormat: new(byte(1)), payload: []byte{}}},
-		"message expiry":        {0x00, "0001 't' 05 02 00000e10", publish{topic: "t", messageExpiry: new(uint32(3600)), payload: []byte{}}},
+		"payload format":        {0x00, "0001 't' 02 01 01", publish{topic: "t", payload: []byte{}}},
+		"message expiry":        {0x00, "0001 't' 05 02 00000e10", publish{topic: "t", payload: []byte{}}},
 		"content type":          {0x00, "0001 't' 05 03 0002 'ct'", publish{topic: "t", contentType: "ct", payload: []byte{}}},
-		"response topic":        {0x00, "0001 't' 06 08 0003 'a/b'", publish{topic: "t", responseTopic: "a/b", payload: []byte{}}},
+		"response topic":        {0x00, "0001 't' 06 08 0003 'a/b'", publish{topic: "t", payload: []byte{}}},
 		"correlation data":      {0x00, "0001 't' 05 09 0002 00ff", publish{topic: "t", correlationData: []byte{0, 0xFF}, payload: []byte{}}},
 		// [MQTT-3.3.4-4]; paho keeps only the last of them
 		"several subscription identifiers": {0x00, "0001 't' 05 0b 01 0b ac02", publish{topic: "t", subscriptionIDs: []uint32{1, 300}, payload: []byte{}}},
@@ -58,8 +58,8 @@ func TestDecodePublish(t *testing.T) {
 		"control characters and $ are legal": {0x00, "0003 '$' 01 7f 00", publish{topic: "$\x01\x7F", payload: []byte{}}},
 		// What follows a broker should have refused to the publisher. Mosquitto 2.0.11 lets the two wildcards
 		// and the format through, EMQX up to 6.2 the rest. Refused here, the message would come again for ever.
-		"wildcard in response topic [MQTT-3.3.2-14]": {0x00, "0001 't' 04 08 0001 '#'", publish{topic: "t", responseTopic: "#", payload: []byte{}}},
-		"payload format 2":                           {0x00, "0001 't' 02 01 02", publish{topic: "t", payloadFormat: new(byte(2)), payload: []byte{}}},
+		"wildcard in response topic [MQTT-3.3.2-14]": {0x00, "0001 't' 04 08 0001 '#'", publish{topic: "t", payload: []byte{}}},
+		"payload format 2":                           {0x00, "0001 't' 02 01 02", publish{topic: "t", payload: []byte{}}},
 		"NUL in the topic [MQTT-1.5.4-2]":            {0x00, "0003 'a' 00 'b' 00", publish{topic: `a\x00b`, payload: []byte{}}},
 		"Latin-1 in the topic [MQTT-1.5.4-1]":        {0x00, "0003 'd' fc 'r' 00", publish{topic: `d\xFCr`, payload: []byte{}}},
 		"surrogate [MQTT-1.5.4-1]":                   {0x00, "0003 eda080 00", publish{topic: `\xED\xA0\x80`, payload: []byte{}}},
@@ -203,9 +203,8 @@ func FuzzDecodePublish(f *testing.F) {
 			lastID = new(int(ours.subscriptionIDs[n-1]))
 		}
 		if ours.topic != wellFormed([]byte(p.Topic)) || ours.packetID != p.PacketID || ours.dup != p.Duplicate || ours.retain != p.Retain || ours.qos != p.QoS ||
-			!bytes.Equal(ours.payload, p.Payload) || ours.contentType != wellFormed([]byte(props.ContentType)) || ours.responseTopic != wellFormed([]byte(props.ResponseTopic)) ||
+			!bytes.Equal(ours.payload, p.Payload) || ours.contentType != wellFormed([]byte(props.ContentType)) ||
 			!bytes.Equal(ours.correlationData, props.CorrelationData) || !reflect.DeepEqual(ours.userProperties, user) ||
-			!reflect.DeepEqual(ours.payloadFormat, props.PayloadFormat) || !reflect.DeepEqual(ours.messageExpiry, props.MessageExpiry) ||
 			!reflect.DeepEqual(lastID, props.SubscriptionIdentifier) || props.TopicAlias != nil {
 			t.Fatalf("ours   %+v\ntheirs %+v %+v", ours, p, props)
 		}

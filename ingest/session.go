@@ -616,6 +616,8 @@ const (
 	lostNetwork      = "network"
 )
 
+var lostReasons = []string{lostTakenOver, lostDisconnected, lostProtocol, lostKeepAlive, lostWrite, lostClosed, lostContested, lostNetwork}
+
 // closedSilently says whether the broker closed the connection without a word, by what reading or
 // writing saw of it first.
 func closedSilently(cause error) bool {

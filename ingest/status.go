@@ -40,7 +40,7 @@ type Status struct {
 	SessionsLost   uint64 // CONNACKs that said Session Present 0 although the session had existed
 	LastReasonCode byte   // of the last CONNACK or DISCONNECT that refused or ended a connection; 0 if none
 	LastReason     string // why the last connection or attempt ended
-	Contested      bool   // another client probably uses the client id, or did so two minutes ago
+	Contested      bool   // another client probably uses the client id, or did within the last two minutes
 	Paused         bool   // reading waits for the byte budget; PINGRESP cannot be seen meanwhile
 }
 

@@ -70,7 +70,7 @@ const watchKeepAlive = 60
 // A Watch reads what a broker tells of itself below $SYS: its version, and how many messages it threw
 // away. It does so over a connection of its own, so that the sessions carry nothing but the routes: a
 // client with Clean Start, Session Expiry 0, QoS 0, no Will and a random client id, which takes nobody's
-// place and leaves nothing behind. A broker that does not let it read is asked again after half an hour;
+// place and leaves nothing behind. A broker that does not let it read is asked again after half an hour to an hour;
 // that is no failure, and said once. It is a [prometheus.Collector]. All methods may be called from any
 // goroutine.
 type Watch struct {
