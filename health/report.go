@@ -41,11 +41,11 @@ type Session struct {
 	LastPingResp          Instant        `json:"last_pingresp"`
 	RTTMS                 *float64       `json:"rtt_ms"` // PINGREQ to PINGRESP; null before the first
 	PingOutstanding       bool           `json:"ping_outstanding"`
-	LastReceived          Instant        `json:"last_received"` // the last control packet of any kind
+	LastReceived          Instant        `json:"last_received"` // the last bytes of any kind
 	Reconnects            uint64         `json:"reconnects"`
 	LastReasonCode        byte           `json:"last_reason_code"`
 	LastReason            string         `json:"last_reason"`
-	Contested             bool           `json:"contested"` // another client probably uses the client id, or did so two minutes ago
+	Contested             bool           `json:"contested"` // another client probably uses the client id, or did within the last two minutes
 	InFlight              int            `json:"in_flight"` // deliveries that wait for their commit
 	OldestUnacknowledgedS float64        `json:"oldest_unacknowledged_s"`
 	Paused                bool           `json:"paused"`          // reading waits for BRIDGE_MAX_INFLIGHT_BYTES
