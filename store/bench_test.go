@@ -16,7 +16,7 @@ func BenchmarkWriter(b *testing.B) {
 	for _, size := range []int{100, 1000, 5000} {
 		b.Run(strconv.Itoa(size), func(b *testing.B) {
 			ctx := context.Background()
-			pool, err := NewPool(serverURL, 2)
+			pool, err := openPool(serverURL, 2)
 			if err != nil {
 				b.Fatal(err)
 			}

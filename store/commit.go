@@ -196,6 +196,18 @@ func (w *Writer) attempt(ctx context.Context, b *batch) (*outcome, error) {
 // database refused, and of routes that are parked.
 func (o *outcome) refusals(b *batch) []deadLetter { return o.letters[len(b.letters):] }
 
+// refused are the entries of a route of which an attempt made dead letters.
+func (b *batch) refused(in *insertion, o *outcome) map[*Entry]bool {
+	all := map[*Entry]bool{}
+	refusals := o.refusals(b)
+	for i := range refusals {
+		if refusals[i].route == in.plan.route.Name {
+			all[refusals[i].entry] = true
+		}
+	}
+	return all
+}
+
 // note tells the tables what became of the routes that were written.
 func (w *Writer) note(b *batch, live []*insertion, o *outcome) {
 	for _, in := range live {
@@ -229,13 +241,11 @@ func presume(b *batch, live []*insertion, o *outcome) *outcome {
 	p := &outcome{tallies: tallies{}, letters: o.letters}
 	for _, in := range live {
 		t := p.tallies.of(in.plan.route.Name)
+		refused := b.refused(in, o)
 		for _, u := range b.groupOf(in).units {
-			t.written++
-			t.rows += uint64(len(u.rows))
-		}
-		for _, l := range o.refusals(b) {
-			if l.route == in.plan.route.Name {
-				t.written--
+			if !refused[&b.entries[u.entry]] {
+				t.written++
+				t.rows += uint64(len(u.rows))
 			}
 		}
 	}
@@ -303,6 +313,8 @@ func milliseconds(d time.Duration) []byte { return strconv.AppendInt(nil, d.Mill
 func (w *Writer) insertAll(ctx context.Context, conn *pgconn.PgConn, b *batch, live []*insertion, o *outcome) error {
 	statements := w.begin(&b.record, w.cfg.lineLock)
 	owner := slices.Repeat([]*insertion{nil}, len(statements))
+	var copied []*plan
+	var copies *insertion // the first that does
 	for _, in := range live {
 		if in.leader != nil {
 			continue
@@ -310,9 +322,13 @@ func (w *Writer) insertAll(ctx context.Context, conn *pgconn.PgConn, b *batch, l
 		for _, s := range in.parts {
 			statements, owner = append(statements, &s.statement), append(owner, in)
 		}
-		if in.check != nil {
-			statements, owner = append(statements, in.check), append(owner, in)
+		if in.copying {
+			copied, copies = append(copied, in.plan), cmp.Or(copies, in)
 		}
+	}
+	if copies != nil {
+		// Whose table it was, should it fail, isolation finds.
+		statements, owner = append(statements, unaltered(copied)), append(owner, copies)
 	}
 	letters, err := insertDeadLetters(w.cfg.Schema, o.letters, b.cuts())
 	if err != nil {
@@ -359,9 +375,6 @@ func (w *Writer) uncopied(err error, live []*insertion) bool {
 		return false
 	}
 	refusal := append(slices.Clone(live[i].others), live[i]) // whose rows they were is not known
-	for _, in := range refusal {
-		in.refusedCopy()
-	}
 	switch refused.Code {
 	case "0A000", "42809": // feature not supported, wrong object type
 		for _, in := range refusal {
@@ -372,6 +385,7 @@ func (w *Writer) uncopied(err error, live []*insertion) bool {
 		return false
 	}
 	for _, in := range refusal {
+		in.refusedCopy()
 		in.insert()
 	}
 	return true

@@ -167,11 +167,12 @@ func (c *Counters) Collect(ch chan<- prometheus.Metric) {
 		counter(descWritten, r.Written, r.Route)
 		counter(descDup, r.Duplicate, r.Route)
 		for _, reason := range LetterReasons() {
-			// From 0: a rate or an increase does not see the first letter of a series that begins with it.
+			// From 0: a rate or an increase does not see the first letter of a series that begins with it. The same
+			// goes for what is skipped.
 			counter(descDead, r.DeadLettered[reason], r.Route, string(reason))
 		}
-		for reason, n := range r.Skipped {
-			counter(descSkipped, n, r.Route, string(reason))
+		for _, reason := range skipReasons {
+			counter(descSkipped, r.Skipped[reason], r.Route, string(reason))
 		}
 		ch <- prometheus.MustNewConstMetric(descInFlight, prometheus.GaugeValue, float64(r.InFlight), r.Route)
 	}

@@ -35,7 +35,16 @@ bridge_messages_in_flight{route="r"} 1
 # TYPE bridge_messages_skipped_total counter
 bridge_messages_skipped_total{reason="abandoned",route="none"} 1
 bridge_messages_skipped_total{reason="abandoned",route="r"} 1
+bridge_messages_skipped_total{reason="empty",route="none"} 0
 bridge_messages_skipped_total{reason="empty",route="r"} 1
+bridge_messages_skipped_total{reason="no_rows",route="none"} 0
+bridge_messages_skipped_total{reason="no_rows",route="r"} 0
+bridge_messages_skipped_total{reason="overlap",route="none"} 0
+bridge_messages_skipped_total{reason="overlap",route="r"} 0
+bridge_messages_skipped_total{reason="refused_by_table",route="none"} 0
+bridge_messages_skipped_total{reason="refused_by_table",route="r"} 0
+bridge_messages_skipped_total{reason="retained",route="none"} 0
+bridge_messages_skipped_total{reason="retained",route="r"} 0
 # HELP bridge_messages_received_total Messages received for a route.
 # TYPE bridge_messages_received_total counter
 bridge_messages_received_total{route="none"} 1

@@ -42,7 +42,7 @@ func (e *Entry) sameSession(other *Entry) bool {
 
 // Reasons for dead letters that the database gives; the others are in package mapping.
 const (
-	ReasonDatabase      mapping.Reason = "database"       // the database refused the values (SQLSTATE 22, 23, 54), or the row alone
+	ReasonDatabase      mapping.Reason = "database"       // the database refused the values (most often SQLSTATE 22, 23 or 54), or the row alone
 	ReasonTableUnusable mapping.Reason = "table_unusable" // the route's table is missing, forbidden, locked or of another shape
 )
 
@@ -67,3 +67,8 @@ const SkipRefusedByTable mapping.SkipReason = "refused_by_table"
 
 // noRoute is the route label of messages that no route matches.
 const noRoute = "none"
+
+// skipReasons are all reasons for which a message can be skipped.
+var skipReasons = []mapping.SkipReason{
+	mapping.SkipEmpty, mapping.SkipRetained, mapping.SkipNoRows, mapping.SkipOverlap, SkipAbandoned, SkipRefusedByTable,
+}

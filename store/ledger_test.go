@@ -572,3 +572,20 @@ func TestLedgerInStrides(t *testing.T) {
 		}
 	}
 }
+
+// TestLedgerReadLate: once the ledger is read, nothing is being tried again, also where no message follows.
+func TestLedgerReadLate(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	l := newLine(t, pool, impatient(t), own(t, pool, 1), keyless)
+	execute(t, pool, `alter table bridge.deliveries rename to away`)
+	ctx, cancel := context.WithCancel(context.Background())
+	wait := l.run(ctx)
+	eventually(t, "the read is tried again", func() bool { return l.writer.Status().Retrying })
+	execute(t, pool, `alter table bridge.away rename to deliveries`)
+	eventually(t, "all is well", func() bool { return !l.writer.Status().Retrying })
+	cancel()
+	if err := wait(); !errors.Is(err, context.Canceled) {
+		t.Errorf("run: %v", err)
+	}
+}

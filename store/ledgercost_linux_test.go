@@ -51,7 +51,7 @@ func BenchmarkLedgerCost(b *testing.B) {
 	if err := makeTemplate(ctx); err != nil {
 		b.Fatal(err)
 	}
-	pool, err := NewPool(databaseURL(template), 1) // one backend does all the work
+	pool, err := openPool(databaseURL(template), 1) // one backend does all the work
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -92,12 +92,21 @@ func newDatabase(t *testing.T) (string, *pgxpool.Pool) {
 
 func newPool(t *testing.T, url string) *pgxpool.Pool {
 	t.Helper()
-	pool, err := NewPool(url, 8)
+	pool, err := openPool(url, 8)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(pool.Close)
 	return pool
+}
+
+func openPool(url string, maxConns int32) (*pgxpool.Pool, error) {
+	cfg, err := PoolConfig(url)
+	if err != nil {
+		return nil, err
+	}
+	cfg.MaxConns = maxConns
+	return pgxpool.NewWithConfig(context.Background(), cfg)
 }
 
 // newRole makes a role that may do nothing but connect, and returns a pool that works as it.
@@ -106,9 +115,9 @@ func newRole(t *testing.T, url string, owner *pgxpool.Pool) (string, *pgxpool.Po
 	name := fmt.Sprintf("bridge_role_%d_%d", os.Getpid(), databases.Add(1))
 	execute(t, owner, "create role "+name+" login")
 	t.Cleanup(func() { execute(t, owner, "drop owned by "+name+"; drop role "+name) })
-	pool, err := NewPool(url+"&options=-c%20role%3D"+name, 4)
+	pool, err := openPool(url+"&options=-c%20role%3D"+name, 4)
 	if !strings.Contains(url, "?") {
-		pool, err = NewPool(url+"?options=-c%20role%3D"+name, 4)
+		pool, err = openPool(url+"?options=-c%20role%3D"+name, 4)
 	}
 	if err != nil {
 		t.Fatal(err)

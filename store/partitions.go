@@ -73,7 +73,7 @@ type partition struct {
 	isDefault    bool
 }
 
-// bounds is how the catalog writes the range of a partition when the time zone is UTC.
+// bounds is how the catalog writes the range of a partition when the time zone is UTC (see PoolConfig for the style of dates).
 var bounds = regexp.MustCompile(`^FOR VALUES FROM \('([^']*)'\) TO \('([^']*)'\)$`)
 
 // partitionsOf lists the partitions of a table. The session's time zone must be UTC.
@@ -269,7 +269,8 @@ func (t *Tables) drop(ctx context.Context, p partition) error {
 
 func (t *Tables) deleteOlder(ctx context.Context, table pgx.Identifier, limit time.Time) error {
 	for {
-		tag, err := t.pool.Exec(ctx, fmt.Sprintf(`delete from %[1]s where ctid = any (array(select ctid from %[1]s where "time" < $1 limit %[2]d))`,
+		// A ctid is one of a row in each table: where this has partitions or heirs, the time tells which is meant.
+		tag, err := t.pool.Exec(ctx, fmt.Sprintf(`delete from %[1]s where "time" < $1 and ctid = any (array(select ctid from %[1]s where "time" < $1 limit %[2]d))`,
 			table.Sanitize(), expireRows), limit)
 		if err != nil {
 			return fmt.Errorf("delete old rows from %s: %w", table.Sanitize(), err)

@@ -154,6 +154,74 @@ func TestRetention(t *testing.T) {
 	}
 }
 
+// TestRetentionKeepsWhatIsYoung in a table of people that is not partitioned by time: its partitions have rows of
+// the same ctid.
+func TestRetentionKeepsWhatIsYoung(t *testing.T) {
+	t.Parallel()
+	config := telemetry
+	config.Partition = "none"
+	tables, execute := tablesOf(t, config)
+	tables.routes.All()[0].Table.Retention = 240 * time.Hour
+	ensure(t, tables)
+	execute(`alter table telemetry rename to shape`)
+	execute(`create table telemetry (like shape) partition by list (device_id)`)
+	for _, device := range []string{"old", "young"} {
+		execute(`create table telemetry_` + device + ` partition of telemetry for values in ('` + device + `')`)
+		execute(`insert into telemetry (device_id, "time", message_id, received_at, topic)
+			select $1, now() - case $1 when 'old' then interval '20 days' else interval '1 day' end, gen_random_uuid(), now(), 't' from generate_series(1, 50)`, device)
+	}
+	if err := tables.maintain(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if got := list[string](t, tables.pool, `select device_id || ' ' || count(*) from telemetry group by device_id`); !slices.Equal(got, []string{"young 50"}) {
+		t.Errorf("left are %q, want the 50 that are young", got)
+	}
+}
+
+// TestPartitionsInEveryDateStyle: what the catalog says of bounds is read in one.
+func TestPartitionsInEveryDateStyle(t *testing.T) {
+	t.Parallel()
+	config := telemetry
+	config.Partition, config.Retention = "day", "10d"
+	tables, execute := tablesOf(t, config)
+	execute(`do $$ begin execute format('alter database %I set datestyle = ''German, DMY''', current_database()); end $$`)
+	tables.pool.Reset()
+	ensure(t, tables)
+	execute(`create table telemetry_p20010101 partition of telemetry for values from ('2001-01-01 00:00+00') to ('2001-01-02 00:00+00')`)
+	for range 2 {
+		if err := tables.maintain(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := partitionNames(t, tables, "telemetry"); len(got) != 6 || slices.Contains(got, "telemetry_p20010101") {
+		t.Errorf("partitions %q, want those around now and the default", got)
+	}
+}
+
+// TestMaintenanceRenewsPlans: the line need not look at a table again because it was maintained, and writes as the table
+// is now.
+func TestMaintenanceRenewsPlans(t *testing.T) {
+	t.Parallel()
+	tables, execute := tablesOf(t, telemetry)
+	ensure(t, tables)
+	route := tables.routes.All()[0]
+	execute(`create function pass() returns trigger language plpgsql as 'begin return new; end'`)
+	execute(`create trigger pass before insert on telemetry for each row execute function pass()`)
+	if err := tables.maintain(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if p, _ := tables.known(route); p == nil || !p.drops {
+		t.Errorf("plan %+v, want one that knows of the trigger", p)
+	}
+	execute(`alter table telemetry drop column status`)
+	if err := tables.maintain(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if p, _ := tables.known(route); p != nil {
+		t.Errorf("the table lacks a column, and is not looked at again")
+	}
+}
+
 func TestMaintainEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	config := telemetry

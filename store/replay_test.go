@@ -535,7 +535,7 @@ func TestReplayWithOneConnection(t *testing.T) {
 	t.Parallel()
 	url, pool := newDatabase(t)
 	bury(t, pool, "bare", "bare/a", "1")
-	single, err := NewPool(url, 1)
+	single, err := openPool(url, 1)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -74,7 +74,7 @@ func classify(err error) verdict {
 		return verdictRoute // a foreign server refuses us; our own refuses at connecting, see above
 	}
 	// 25 read-only after a failover, 40 deadlock or serialisation, 53 out of disk,
-	// memory or connections, 57 shutdown or cancelled, 58 input/output error,
+	// memory or connections, 57 shutdown, 58 input/output error,
 	// XX internal error, and whatever a later server invents.
 	return verdictRetry
 }

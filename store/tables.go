@@ -443,7 +443,11 @@ func (t *Tables) ensureTable(ctx context.Context, route *mapping.Route, wait tim
 func (t *Tables) change(ctx context.Context, wait time.Duration, f func(tx pgx.Tx) error) error {
 	const othersWait = 10
 	return pgx.BeginFunc(ctx, t.pool, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `select set_config('lock_timeout', $1, true), set_config('timezone', 'UTC', true)`, string(milliseconds(othersWait*wait)))
+		// The server notices within half a minute that this process is gone, as in guard: it holds locks that all wait for.
+		_, err := tx.Exec(ctx, `select set_config('lock_timeout', $1, true), set_config('timezone', 'UTC', true),`+
+			` set_config('idle_in_transaction_session_timeout', $2, true), set_config('tcp_keepalives_idle', '15', true),`+
+			` set_config('tcp_keepalives_interval', '5', true), set_config('tcp_keepalives_count', '3', true)`,
+			string(milliseconds(othersWait*wait)), string(milliseconds(t.cfg.attemptTimeout)))
 		if err != nil {
 			return fmt.Errorf("limit the wait for locks: %w", err)
 		}
@@ -569,9 +573,18 @@ func (t *Tables) maintain(ctx context.Context) error {
 			unmade := t.makePartitions(ctx, tables[name], found)
 			t.mu.Lock()
 			for route, s := range t.states {
-				if tableName(&route.Table) == name {
-					s.plan = nil // rules, triggers and indexes may have come and gone
-					s.partitioned(unmade)
+				if tableName(&route.Table) != name {
+					continue
+				}
+				s.partitioned(unmade)
+				if s.plan == nil {
+					continue
+				}
+				// Rules, triggers and indexes may have come and gone. Only what no longer suits is looked at again
+				// by the line, which waits for that.
+				s.plan = nil
+				if missing, err := found.missing(&route.Table); err == nil && len(missing) == 0 {
+					s.plan = newPlan(route, found)
 				}
 			}
 			t.mu.Unlock()

@@ -16,10 +16,16 @@ import (
 // as long as they always were.
 const vanishedEvery = time.Minute
 
+// recountMost is how long the looks after one batch may take.
+const recountMost = 2 * time.Second
+
 // recount looks, after the commit, whether the messages that count as duplicates are in their table.
 // Those that are not have vanished: a trigger of the operator's returned null. As that is rare, and
-// duplicates may be frequent, it looks now and then, and at every batch once it has found one.
+// duplicates may be frequent, it looks now and then, and at every batch once it has found one. The acknowledgements
+// wait for it: so it gives up soon.
 func (w *Writer) recount(ctx context.Context, conn *pgx.Conn, b *batch, live []*insertion, o *outcome) {
+	ctx, cancel := context.WithTimeout(ctx, recountMost)
+	defer cancel()
 	for _, in := range live {
 		route := in.plan.route
 		t := o.tallies[route.Name]
@@ -36,17 +42,11 @@ func (w *Writer) recount(ctx context.Context, conn *pgx.Conn, b *batch, live []*
 		if t == nil || t.duplicate == 0 || in.plan.conflict == "" || !route.Keyed || !w.tables.mayVanish(route) {
 			continue
 		}
-		refused := map[*Entry]bool{} // the keys of these may be in the table as well
-		refusals := o.refusals(b)
-		for i := range refusals {
-			if refusals[i].route == route.Name {
-				refused[refusals[i].entry] = true
-			}
-		}
+		refused := b.refused(in, o) // the keys of these may be in the table as well
 		units := slices.DeleteFunc(slices.Clone(b.groupOf(in).units), func(u unit) bool { return refused[&b.entries[u.entry]] })
 		there, err := w.present(ctx, conn, route, units)
 		if err != nil {
-			_ = conn.Close(ctx) // it is a count: nobody waits for it
+			_ = conn.Close(ctx) // it is a count
 			return
 		}
 		if absent := min(uint64(len(units))-there, t.duplicate); absent > 0 {

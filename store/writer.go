@@ -250,6 +250,9 @@ func (w *Writer) openLedger(ctx context.Context) error {
 		cancel()
 		if err == nil {
 			w.inherited.incarnation, w.inherited.connections = w.ledger.inherited, w.ledger.connections
+			w.mu.Lock()
+			w.status.Retrying = false
+			w.mu.Unlock()
 			close(w.opened)
 			return nil
 		}

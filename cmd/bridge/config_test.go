@@ -166,7 +166,7 @@ func TestDefaults(t *testing.T) {
 	if name := cfg.pool.ConnConfig.RuntimeParams["application_name"]; name != "bridge" {
 		t.Errorf("application name %q", name)
 	}
-	if cfg.pool.ConnConfig.ConnectTimeout != databaseConnectTimeout {
+	if cfg.pool.ConnConfig.ConnectTimeout != 10*time.Second {
 		t.Errorf("connect timeout %s", cfg.pool.ConnConfig.ConnectTimeout)
 	}
 }

@@ -16,13 +16,13 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 	"unicode"
 	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/mqttpg/bridge/store"
 )
 
 // reporter takes one mistake of the configuration.
@@ -127,10 +127,6 @@ func (cfg *config) validateTLS(report reporter) {
 	}
 }
 
-// databaseConnectTimeout bounds one connection attempt where neither the connection string nor
-// PGCONNECT_TIMEOUT says otherwise, so that a host that swallows packets is noticed.
-const databaseConnectTimeout = 10 * time.Second
-
 // validateDatabase checks the connection string and fills in cfg.pool.
 func (cfg *config) validateDatabase(report reporter) {
 	d := &cfg.Database
@@ -139,21 +135,13 @@ func (cfg *config) validateDatabase(report reporter) {
 	if d.URLFile.value != "" {
 		variable += "_FILE"
 	}
-	pool, err := pgxpool.ParseConfig(dsn)
+	pool, err := store.PoolConfig(dsn)
 	if err != nil {
 		if dsn == "" {
 			variable = "PG*"
 		}
 		report(variable, "", "expected a connection string such as postgres://user:password@host:5432/database"+dsnFault(dsn, err))
 		return
-	}
-	// Unnamed statements, so that the pool works behind a pooler in transaction mode.
-	pool.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
-	if pool.ConnConfig.ConnectTimeout == 0 {
-		pool.ConnConfig.ConnectTimeout = databaseConnectTimeout
-	}
-	if pool.ConnConfig.RuntimeParams["application_name"] == "" {
-		pool.ConnConfig.RuntimeParams["application_name"] = "bridge"
 	}
 	cfg.validatePool(pool, variable, strings.Contains(dsn, "pool_max_conns"), report)
 	parameters := startupParameters(pool.ConnConfig.RuntimeParams)
