@@ -136,7 +136,7 @@ func (t *Tables) mend(ctx context.Context, route *mapping.Route, failing bool) (
 	p := t.state(route).plan
 	t.mu.Unlock()
 	if p == nil {
-		if err := t.ensureRoute(ctx, route, true); err != nil {
+		if err := t.ensureRoute(ctx, route, true, newSurvey(t.pool, t.cfg.Schema)); err != nil {
 			t.later(route, nil)
 			if classify(err) == verdictRoute {
 				return false, nil // noted as the route's

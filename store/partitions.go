@@ -76,24 +76,29 @@ type partition struct {
 // bounds is how the catalog writes the range of a partition when the time zone is UTC (see PoolConfig for the style of dates).
 var bounds = regexp.MustCompile(`^FOR VALUES FROM \('([^']*)'\) TO \('([^']*)'\)$`)
 
-// partitionsOf lists the partitions of a table. The session's time zone must be UTC.
-func partitionsOf(ctx context.Context, tx pgx.Tx, table *catalogTable) ([]partition, error) {
-	rows, err := tx.Query(ctx, `
-		select n.nspname::text, c.relname::text, pg_catalog.pg_get_expr(c.relpartbound, c.oid)
-		from pg_catalog.pg_inherits i
-		join pg_catalog.pg_class c on c.oid = i.inhrelid
-		join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-		where i.inhparent = $1::oid order by 2`, int64(table.oid))
+// partitionsOf lists the partitions of a table, and tells the database's time. The settings, which end with the
+// transaction, come first: bounds are written in UTC, and a partition that somebody has locked is waited for at most
+// for a second, unless it is said otherwise.
+func partitionsOf(ctx context.Context, db querier, table *catalogTable) (all []partition, now time.Time, err error) {
+	rows, err := db.Query(ctx, `
+		select now(), n.nspname::text, c.relname::text, coalesce(pg_catalog.pg_get_expr(c.relpartbound, c.oid), '')
+		from (select set_config('timezone', 'UTC', true),
+			set_config('lock_timeout', case current_setting('lock_timeout') when '0' then '1s' else current_setting('lock_timeout') end, true) offset 0) s
+		left join (pg_catalog.pg_inherits i
+			join pg_catalog.pg_class c on c.oid = i.inhrelid
+			join pg_catalog.pg_namespace n on n.oid = c.relnamespace) on i.inhparent = $1::oid
+		order by 3`, int64(table.oid))
 	if err != nil {
-		return nil, fmt.Errorf("list partitions of %s: %w", table.name, err)
+		return nil, now, fmt.Errorf("list partitions of %s: %w", table.name, err)
 	}
-	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (partition, error) {
+	all, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (partition, error) {
 		var p partition
+		var schema, name *string // null: there is none
 		var bound string
-		if err := row.Scan(&p.schema, &p.name, &bound); err != nil {
-			return p, fmt.Errorf("list partitions of %s: %w", table.name, err)
+		if err := row.Scan(&now, &schema, &name, &bound); err != nil || name == nil {
+			return p, err
 		}
-		p.isDefault = bound == "DEFAULT"
+		p.schema, p.name, p.isDefault = *schema, *name, bound == "DEFAULT"
 		if m := bounds.FindStringSubmatch(bound); m != nil {
 			const layout = "2006-01-02 15:04:05.999999-07"
 			from, errFrom := time.Parse(layout, m[1])
@@ -104,6 +109,10 @@ func partitionsOf(ctx context.Context, tx pgx.Tx, table *catalogTable) ([]partit
 		}
 		return p, nil
 	})
+	if err != nil {
+		return nil, now, fmt.Errorf("list partitions of %s: %w", table.name, err)
+	}
+	return slices.DeleteFunc(all, func(p partition) bool { return p.name == "" }), now, nil
 }
 
 // makePartitions makes the partitions around now that are missing, by the database's clock. A range
@@ -112,7 +121,7 @@ func (t *Tables) makePartitions(ctx context.Context, want *mapping.Table, table 
 	if !table.partitioned || want.Partition == mapping.PartitionNone || want.Partition == "" {
 		return nil
 	}
-	missing, _, err := t.missingPartitions(ctx, want, table)
+	missing, _, err := missingSpans(ctx, t.pool, want, table) // without the lock
 	if err != nil || len(missing) == 0 {
 		return err
 	}
@@ -131,27 +140,10 @@ func (t *Tables) makePartitions(ctx context.Context, want *mapping.Table, table 
 	})
 }
 
-// missingPartitions looks without the lock.
-func (t *Tables) missingPartitions(ctx context.Context, want *mapping.Table, table *catalogTable) (missing []span, existing []partition, err error) {
-	err = pgx.BeginFunc(ctx, t.pool, func(tx pgx.Tx) error {
-		// pg_get_expr waits for the lock of a partition that somebody holds.
-		if _, err := tx.Exec(ctx, `select set_config('timezone', 'UTC', true), set_config('lock_timeout', '1s', true)`); err != nil {
-			return fmt.Errorf("set time zone and lock timeout: %w", err)
-		}
-		missing, existing, err = missingSpans(ctx, tx, want, table)
-		return err
-	})
-	return missing, existing, err
-}
-
-func missingSpans(ctx context.Context, tx pgx.Tx, want *mapping.Table, table *catalogTable) (missing []span, existing []partition, err error) {
-	existing, err = partitionsOf(ctx, tx, table)
+func missingSpans(ctx context.Context, db querier, want *mapping.Table, table *catalogTable) (missing []span, existing []partition, err error) {
+	existing, now, err := partitionsOf(ctx, db, table)
 	if err != nil {
 		return nil, nil, err
-	}
-	var now time.Time
-	if err := tx.QueryRow(ctx, `select now()`).Scan(&now); err != nil {
-		return nil, nil, fmt.Errorf("read the database's clock: %w", err)
 	}
 	for n := -partitionsBack; n <= partitionsAhead; n++ {
 		s := spanAt(want.Partition, now, n)
@@ -214,19 +206,15 @@ func (t *Tables) expire(ctx context.Context, table *catalogTable, retention time
 	if retention <= 0 {
 		return nil
 	}
-	var old []partition
-	var limit time.Time
+	all, now, err := partitionsOf(ctx, t.pool, table)
+	if err != nil {
+		return err
+	}
+	limit := now.Add(-retention)
 	rest := pgx.Identifier{table.schema, table.name}
-	err := pgx.BeginFunc(ctx, t.pool, func(tx pgx.Tx) error {
-		err := tx.QueryRow(ctx, `select now() - $1 * interval '1 second' from set_config('timezone', 'UTC', true) z, set_config('lock_timeout', '1s', true) l`, retention.Seconds()).Scan(&limit)
-		if err != nil {
-			return fmt.Errorf("read the database's clock: %w", err)
-		}
-		if !table.partitioned {
-			return nil
-		}
+	var old []partition
+	if table.partitioned {
 		rest = nil
-		all, err := partitionsOf(ctx, tx, table)
 		for _, p := range all {
 			if p.isDefault {
 				rest = pgx.Identifier{p.schema, p.name}
@@ -236,10 +224,6 @@ func (t *Tables) expire(ctx context.Context, table *catalogTable, retention time
 				old = append(old, p)
 			}
 		}
-		return err
-	})
-	if err != nil {
-		return err
 	}
 	var errs []error
 	for _, p := range old {

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -154,27 +155,35 @@ func TestRetention(t *testing.T) {
 	}
 }
 
-// TestRetentionKeepsWhatIsYoung in a table of people that is not partitioned by time: its partitions have rows of
-// the same ctid.
+// TestRetentionKeepsWhatIsYoung in tables of people that are not partitioned by time: what stands behind them has rows
+// of the same ctid.
 func TestRetentionKeepsWhatIsYoung(t *testing.T) {
 	t.Parallel()
-	config := telemetry
-	config.Partition = "none"
-	tables, execute := tablesOf(t, config)
-	tables.routes.All()[0].Table.Retention = 240 * time.Hour
-	ensure(t, tables)
-	execute(`alter table telemetry rename to shape`)
-	execute(`create table telemetry (like shape) partition by list (device_id)`)
-	for _, device := range []string{"old", "young"} {
-		execute(`create table telemetry_` + device + ` partition of telemetry for values in ('` + device + `')`)
-		execute(`insert into telemetry (device_id, "time", message_id, received_at, topic)
-			select $1, now() - case $1 when 'old' then interval '20 days' else interval '1 day' end, gen_random_uuid(), now(), 't' from generate_series(1, 50)`, device)
-	}
-	if err := tables.maintain(context.Background()); err != nil {
-		t.Fatal(err)
-	}
-	if got := list[string](t, tables.pool, `select device_id || ' ' || count(*) from telemetry group by device_id`); !slices.Equal(got, []string{"young 50"}) {
-		t.Errorf("left are %q, want the 50 that are young", got)
+	for _, test := range []struct{ name, table, part string }{
+		{"partitions by list", `create table telemetry (like shape) partition by list (device_id)`, `create table telemetry_%[1]s partition of telemetry for values in ('%[1]s')`},
+		{"heirs", `create table telemetry (like shape)`, `create table telemetry_%[1]s () inherits (telemetry)`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			config := telemetry
+			config.Partition = "none"
+			tables, execute := tablesOf(t, config)
+			tables.routes.All()[0].Table.Retention = 240 * time.Hour
+			ensure(t, tables)
+			execute(`alter table telemetry rename to shape`)
+			execute(test.table)
+			for device, age := range map[string]string{"old": "20 days", "young": "1 day"} {
+				execute(fmt.Sprintf(test.part, device))
+				execute(`insert into telemetry_`+device+` (device_id, "time", message_id, received_at, topic)
+					select $1, now() - $2::text::interval, gen_random_uuid(), now(), 't' from generate_series(1, 50)`, device, age)
+			}
+			if err := tables.maintain(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			if got := list[string](t, tables.pool, `select device_id || ' ' || count(*) from telemetry group by device_id`); !slices.Equal(got, []string{"young 50"}) {
+				t.Errorf("left are %q, want the 50 that are young", got)
+			}
+		})
 	}
 }
 

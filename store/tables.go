@@ -98,8 +98,9 @@ func NewTables(pool *pgxpool.Pool, cfg Config, routes *mapping.Routes) *Tables {
 // replicas may start together and a role without the privilege to create works on finished tables.
 func (t *Tables) Ensure(ctx context.Context) error {
 	var errs []error
+	s := newSurvey(t.pool, t.cfg.Schema)
 	for _, route := range t.routes.All() {
-		err := t.ensureRoute(ctx, route, true)
+		err := t.ensureRoute(ctx, route, true, s)
 		if err != nil && classify(err) != verdictRoute {
 			errs = append(errs, err)
 		}
@@ -156,7 +157,7 @@ func (t *Tables) prepare(ctx context.Context, route *mapping.Route) (_ *plan, pa
 	if p != nil || parked != "" {
 		return p, parked, nil
 	}
-	err = t.ensureRoute(ctx, route, false)
+	err = t.ensureRoute(ctx, route, false, newSurvey(t.pool, t.cfg.Schema))
 	p, parked = t.known(route)
 	if parked != "" {
 		return nil, parked, nil
@@ -326,7 +327,7 @@ func (t *Tables) refused(route *mapping.Route, why string) {
 // ensureRoute brings a route's table to what the route needs and notes how to insert into it. An
 // error with verdictRoute is noted as the route's. Unless beside the line, it does no more than must be
 // done for a route that fails.
-func (t *Tables) ensureRoute(ctx context.Context, route *mapping.Route, beside bool) error {
+func (t *Tables) ensureRoute(ctx context.Context, route *mapping.Route, beside bool, seen *survey) error {
 	t.mu.Lock()
 	looking := &t.state(route).looking
 	t.mu.Unlock()
@@ -343,7 +344,7 @@ func (t *Tables) ensureRoute(ctx context.Context, route *mapping.Route, beside b
 	t.mu.Lock()
 	known := t.state(route).place != ""
 	t.mu.Unlock()
-	table, warnings, err := t.ensureTable(ctx, route, wait, known)
+	table, warnings, err := t.ensureTable(ctx, route, wait, known, seen)
 	if err != nil {
 		err = fmt.Errorf("prepare table %s of route %s: %w", tableName(&route.Table), route.Name, err)
 		if classify(err) == verdictRoute {
@@ -354,7 +355,11 @@ func (t *Tables) ensureRoute(ctx context.Context, route *mapping.Route, beside b
 	var unmade error
 	partitions := beside || !failing
 	if partitions {
-		unmade = t.makePartitions(ctx, &route.Table, table)
+		wanted, made := partitioning{tableName(&route.Table), route.Table.Partition}, false
+		if unmade, made = seen.partitions[wanted]; !made {
+			unmade = t.makePartitions(ctx, &route.Table, table)
+			seen.partitions[wanted] = unmade
+		}
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -394,9 +399,9 @@ func (s *tableState) partitioned(err error) {
 
 // ensureTable returns the table as it is then, and what an operator should know about it. It waits for
 // the lock of a table at most for wait. What has to be made of a table that was known is a loss.
-func (t *Tables) ensureTable(ctx context.Context, route *mapping.Route, wait time.Duration, known bool) (*catalogTable, []string, error) {
+func (t *Tables) ensureTable(ctx context.Context, route *mapping.Route, wait time.Duration, known bool, seen *survey) (*catalogTable, []string, error) {
 	want := &route.Table
-	r, table, err := look(ctx, t.pool, t.cfg.Schema, route)
+	r, table, err := seen.look(ctx, route)
 	if err != nil || !r.Create && len(r.Add) == 0 {
 		return table, r.Warnings, err
 	}
@@ -430,7 +435,8 @@ func (t *Tables) ensureTable(ctx context.Context, route *mapping.Route, wait tim
 	case known && len(added) > 0:
 		t.log.Warn("columns of table were gone and have been added anew, empty", zap.String("route", route.Name), zap.String("table", tableName(want)), zap.Strings("columns", added))
 	}
-	r, table, err = look(ctx, t.pool, t.cfg.Schema, route)
+	seen.forget()
+	r, table, err = seen.look(ctx, route)
 	if err == nil && (r.Create || len(r.Add) > 0) {
 		err = &TableError{tableName(want), "was created or extended, but is not there"}
 	}

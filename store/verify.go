@@ -22,7 +22,7 @@ type TableReport struct {
 // bridge's own tables: where it does not exist, the migrations make it before any table, and
 // search_path may then lead there. The error is the database's own trouble.
 func Verify(ctx context.Context, conn *pgx.Conn, ownSchema string, route *mapping.Route) (TableReport, error) {
-	r, table, err := look(ctx, conn, ownSchema, route)
+	r, table, err := newSurvey(conn, ownSchema).look(ctx, route)
 	if want := &route.Table; table != nil && table.partitioned && !table.owned && want.Partition != mapping.PartitionNone {
 		r.Warnings = append(r.Warnings, "partitions are not made: table "+r.Table+" belongs to another role")
 	}
@@ -34,14 +34,14 @@ func Verify(ctx context.Context, conn *pgx.Conn, ownSchema string, route *mappin
 
 // look is what Ensure and Verify have in common: everything but the doing. The table is nil when it
 // does not exist.
-func look(ctx context.Context, db querier, ownSchema string, route *mapping.Route) (TableReport, *catalogTable, error) {
+func (s *survey) look(ctx context.Context, route *mapping.Route) (TableReport, *catalogTable, error) {
 	want := &route.Table
 	r := TableReport{Table: tableName(want)}
-	table, err := inspect(ctx, db, want)
+	table, err := s.table(ctx, want)
 	if err != nil {
 		return r, nil, err
 	}
-	where, err := lookUpPlace(ctx, db, want, ownSchema)
+	where, err := s.place(ctx, want)
 	if err != nil {
 		return r, nil, err
 	}
