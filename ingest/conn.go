@@ -103,6 +103,7 @@ type conn struct {
 	gatherer  gatherer
 	prompt    promptness
 	readAt    time.Time // when the bytes arrived that are in the buffer
+	stamped   time.Time // the time of receipt of the message before
 	arena     *mapping.Arena
 	delivered Delivery // the one at hand: its memory is used again for the next
 
@@ -366,6 +367,20 @@ func (c *conn) publish(flags byte, length int) error {
 	return nil
 }
 
+// clockStep is how far behind the last time of receipt the clock may be and is not believed to have been set back.
+const clockStep = time.Second
+
+// stamp is the time of receipt of the next message. Those of one read have none of their own: microseconds keep
+// their order [MQTT-4.6.0-5], which is all that tells the later of two readings without a time.
+func (c *conn) stamp() time.Time {
+	at := c.readAt.UTC().Truncate(time.Microsecond)
+	if ahead := c.stamped.Sub(at); ahead >= 0 && ahead < clockStep {
+		at = c.stamped.Add(time.Microsecond)
+	}
+	c.stamped = at
+	return at
+}
+
 // delivery makes the Delivery of a PUBLISH.
 func (c *conn) delivery(p *publish, size int, arena *mapping.Arena) *Delivery {
 	m := arena.Message()
@@ -377,7 +392,7 @@ func (c *conn) delivery(p *publish, size int, arena *mapping.Arena) *Delivery {
 		ContentType:     p.contentType,
 		CorrelationData: p.correlationData,
 		UserProperties:  p.userProperties,
-		ReceivedAt:      c.readAt.UTC().Truncate(time.Microsecond),
+		ReceivedAt:      c.stamp(),
 		Seed:            rand.Uint64(), //nolint:gosec // it only has to differ
 	}
 	c.delivered = Delivery{

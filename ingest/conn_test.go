@@ -682,3 +682,30 @@ func TestRestOfNetConn(t *testing.T) {
 		t.Errorf("read after the deadline: %v", err)
 	}
 }
+
+// TestStampsKeepTheOrder: messages of one read, of reads within a microsecond, and after the clock was set.
+func TestStampsKeepTheOrder(t *testing.T) {
+	read := time.Date(2026, 11, 29, 12, 0, 0, 1500, time.FixedZone("", 3600))
+	at := func(micros int) time.Time {
+		return read.UTC().Truncate(time.Microsecond).Add(time.Duration(micros) * time.Microsecond)
+	}
+	var c conn
+	for i, test := range []struct {
+		read time.Time
+		want time.Time
+	}{
+		{read, at(0)},
+		{read, at(1)},
+		{read, at(2)},
+		{read.Add(time.Microsecond), at(3)},
+		{read.Add(time.Millisecond), at(1000)},
+		{read.Add(-time.Millisecond), at(1001)}, // a little back: the order is worth more
+		{read.Add(-time.Hour), at(-3_600_000_000)},
+		{read.Add(-time.Hour), at(-3_600_000_000 + 1)},
+	} {
+		c.readAt = test.read
+		if got := c.stamp(); !got.Equal(test.want) || got.Location() != time.UTC {
+			t.Errorf("message %d: %v, want %v", i, got, test.want)
+		}
+	}
+}

@@ -37,7 +37,7 @@ func CheckGrants(cfg *Config, granted Granted, subs []Subscription) []Finding {
 		found = append(found, Finding{s, what, consequence, remedy})
 	}
 	for _, sub := range subs {
-		if sub.OK || sub.Text == notAnswered {
+		if sub.OK || !sub.Answered() {
 			continue
 		}
 		found = append(found, cfg.refusal(sub))
@@ -286,8 +286,7 @@ func (s *Session) selfCheck() {
 			f.log(s.log)
 		}
 	}
-	answered := func(sub Subscription) bool { return sub.Text != notAnswered }
-	if len(st.Subscriptions) == 0 || slices.ContainsFunc(st.Subscriptions, answered) {
+	if len(st.Subscriptions) == 0 || slices.ContainsFunc(st.Subscriptions, func(sub Subscription) bool { return sub.Answered() }) {
 		s.told = slices.Clone(st.Findings) // what has been mended is told when it comes again
 	}
 }

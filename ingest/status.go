@@ -60,9 +60,12 @@ type Granted struct {
 // Subscription is the broker's answer to one topic filter.
 type Subscription struct {
 	Filter     string // as in SUBSCRIBE, with $share
-	ReasonCode byte   // of SUBACK: the granted QoS, or 0x80 and above; meaningless while Text says "not answered yet"
+	ReasonCode byte   // of SUBACK: the granted QoS, or 0x80 and above; meaningless until Answered
 	OK         bool   // granted at the QoS asked for
 	Text       string // what is wrong; empty when OK
 
 	Identifier uint32 // Subscription Identifier of the last SUBSCRIBE; 0: none
 }
+
+// Answered says whether the SUBACK has come.
+func (s *Subscription) Answered() bool { return s.Text != notAnswered }

@@ -68,7 +68,7 @@ func (w *Writer) commit(ctx context.Context, b *batch) (*outcome, error) {
 		if failed.verdict == verdictFenced {
 			return nil, fmt.Errorf("%w: %w", ErrFenced, err)
 		}
-		w.noteError(err)
+		w.noteError(err, failed.route)
 		w.metrics.retried(errorClass(err))
 		if readOnly(err) {
 			w.pool.Reset() // all its connections lead to the old primary
@@ -375,6 +375,11 @@ func (w *Writer) uncopied(err error, live []*insertion) bool {
 		return false
 	}
 	refusal := append(slices.Clone(live[i].others), live[i]) // whose rows they were is not known
+	// Whatever it was, the next attempts insert: what is said of an insert says more of the table. A locked partition
+	// is the time-out of another transaction's row for COPY, which is waited for, and one of the table for an insert.
+	for _, in := range refusal {
+		in.refusedCopy()
+	}
 	switch refused.Code {
 	case "0A000", "42809": // feature not supported, wrong object type
 		for _, in := range refusal {
@@ -385,7 +390,6 @@ func (w *Writer) uncopied(err error, live []*insertion) bool {
 		return false
 	}
 	for _, in := range refusal {
-		in.refusedCopy()
 		in.insert()
 	}
 	return true

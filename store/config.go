@@ -20,7 +20,7 @@ type Config struct {
 	// 2 500 messages a second it is 5 ms, at more it rises with the rate. Zero commits at once.
 	Linger time.Duration
 	// Window is how many messages the broker sends before it waits for acknowledgements, as far as it was
-	// asked to; 0: unknown. Half of it is not waited with.
+	// asked to; 0: unknown. When half of it has gathered, the batch is taken at once.
 	Window int
 	// ParkAfter is how long the line is held up for a route whose table cannot be written before
 	// its messages become dead letters, which are replayed when it can. All routes of a session wait

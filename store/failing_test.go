@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -111,38 +112,68 @@ func TestParking(t *testing.T) {
 	}
 }
 
-// TestLockedTableIsParked: somebody forgot a transaction.
+// TestLockedTableIsParked: somebody forgot a transaction, which has a table, the partition of today, or a table of many routes.
 func TestLockedTableIsParked(t *testing.T) {
 	t.Parallel()
-	_, pool := newDatabase(t)
-	l := newLine(t, pool, impatient(t), nil, telemetry, healthy)
-	if err := l.tables.Ensure(context.Background()); err != nil {
-		t.Fatal(err)
+	daily := telemetry
+	daily.Partition = "day"
+	many := []mapping.RouteConfig{telemetry}
+	for i := range 30 {
+		also := telemetry
+		also.Name, also.Table = fmt.Sprintf("also_%d", i), "telemetry"
+		many = append(many, also)
 	}
-	tx, err := pool.Begin(context.Background())
-	if err != nil {
-		t.Fatal(err)
+	for _, test := range []struct {
+		name   string
+		routes []mapping.RouteConfig
+		lock   string
+	}{
+		{"table", []mapping.RouteConfig{telemetry}, "telemetry"},
+		{"partition", []mapping.RouteConfig{daily}, time.Now().UTC().Format("telemetry_p20060102")},
+		{"table of many routes", many, "telemetry"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			_, pool := newDatabase(t)
+			l := newLine(t, pool, impatient(t), nil, append(test.routes, healthy)...)
+			if err := l.tables.Ensure(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			tx, err := pool.Begin(context.Background())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = tx.Rollback(context.Background()) }()
+			if _, err := tx.Exec(context.Background(), `lock table `+test.lock); err != nil {
+				t.Fatal(err)
+			}
+			now := fmt.Sprintf(`{"ts":%d,"temperature":1}`, time.Now().UnixMilli())
+			l.send("devices/a/telemetry", now)
+			l.send("healthy/a", reading(1, 1))
+			l.flush()
+			l.want("healthy", 1, 1, 0, 0)
+			failing := l.tables.Failing()
+			for _, route := range test.routes {
+				if n := l.counts(route.Name).DeadLettered[ReasonTableUnusable]; n != 1 {
+					t.Errorf("%d messages of route %s dead-lettered, want 1", n, route.Name)
+				}
+				if reason := failing[route.Name]; !strings.Contains(reason, "route "+route.Name+":") || !strings.Contains(reason, "55P03") {
+					t.Errorf("route %s fails because of %q", route.Name, reason)
+				}
+			}
+			l.maintain()
+			if err := tx.Rollback(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "the unlocked routes are found", func() bool { return len(l.tables.Failing()) == 0 })
+			l.renew(impatient(t), nil)
+			l.send("devices/b/telemetry", now)
+			l.flush()
+			for _, route := range test.routes {
+				l.want(route.Name, 2, 1, 0, 0)
+			}
+		})
 	}
-	defer func() { _ = tx.Rollback(context.Background()) }()
-	if _, err := tx.Exec(context.Background(), `lock table telemetry`); err != nil {
-		t.Fatal(err)
-	}
-	l.send("devices/a/telemetry", reading(1, 1))
-	l.send("healthy/a", reading(1, 1))
-	l.flush()
-	l.want("healthy", 1, 1, 0, 0)
-	if n := l.counts("telemetry").DeadLettered[ReasonTableUnusable]; n != 1 {
-		t.Errorf("%d messages of the locked route dead-lettered, want 1", n)
-	}
-	l.maintain()
-	if err := tx.Rollback(context.Background()); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the unlocked route is found", func() bool { return len(l.tables.Failing()) == 0 })
-	l.renew(impatient(t), nil)
-	l.send("devices/a/telemetry", reading(2, 1))
-	l.flush()
-	l.want("telemetry", 2, 1, 0, 0)
 }
 
 // TestParkedMessagesAreCountedOnce: somebody makes an index on a table of a route that is parked at once. The table can be read

@@ -414,7 +414,7 @@ func (in *insertion) unsure() bool {
 func (in *insertion) result() (rows, written, vanished uint64) {
 	mayBeThere := in.plan.conflict != "" && in.plan.route.Keyed
 	messages := uint64(len(in.units))
-	if in.copying {
+	if in.copying && !in.plan.drops {
 		mayBeThere = false // it would have failed
 	}
 	if in.unsure() {

@@ -231,6 +231,16 @@ func ListSessions(ctx context.Context, conn querier, schema string) ([]SessionRe
 	return all, nil
 }
 
+// CountReplicas counts the living processes of a share, by the clock of the database.
+func CountReplicas(ctx context.Context, conn querier, schema, share string) (n int, err error) {
+	err = conn.QueryRow(ctx, "select count(*)::int from "+pgx.Identifier{schema, "replicas"}.Sanitize()+" where share_name = $1 and heartbeat_at > now() - $2 * interval '1 second'",
+		share, defaultTTL.Seconds()).Scan(&n)
+	if err != nil {
+		return 0, fmt.Errorf("count replicas: %w", unprepared(schema, err))
+	}
+	return n, nil
+}
+
 // The reasons not to take a session out of use.
 var (
 	// ErrLastSession: messages would pile up nowhere and be lost.
@@ -241,7 +251,8 @@ var (
 
 // RequestDrain takes a session out of use: the replicas drain it, end it at the broker, and leave it
 // alone until [UndoDrain]. It returns the session as it was before; one that is draining or drained
-// already is no error. The last session in use is only taken out of it by force.
+// already is no error. The last session in use is only taken out of it by force, otherwise it is [ErrLastSession]; without a
+// living replica it is [ErrNoReplica].
 func RequestDrain(ctx context.Context, conn *pgx.Conn, schema, share string, index int, force bool) (SessionRecord, error) {
 	return changeSession(ctx, conn, schema, share, index, "drain_requested_at = now()", func(tx pgx.Tx, s *SessionRecord, inUse int) (bool, error) {
 		switch s.State {
@@ -253,10 +264,8 @@ func RequestDrain(ctx context.Context, conn *pgx.Conn, schema, share string, ind
 		if inUse == 1 && !force {
 			return false, ErrLastSession
 		}
-		var alive bool
-		err := tx.QueryRow(ctx, "select count(*) > 0 from "+pgx.Identifier{schema, "replicas"}.Sanitize()+" where share_name = $1 and heartbeat_at > now() - $2 * interval '1 second'",
-			share, defaultTTL.Seconds()).Scan(&alive)
-		if err == nil && !alive {
+		alive, err := CountReplicas(ctx, tx, schema, share)
+		if err == nil && alive == 0 {
 			err = ErrNoReplica
 		}
 		return true, err

@@ -23,8 +23,9 @@ type isolation struct {
 	progress func()
 	batch    *batch
 	outcome  *outcome
-	began    time.Time // of the attempt
-	broken   error     // the first route that holds the batch up
+	began    time.Time        // of the attempt
+	broken   error            // the first route that holds the batch up
+	locked   map[string]error // tables that were waited for in vain: other routes of theirs need not wait again
 
 	// Of the route at work.
 	part    outcome // what became of its units so far
@@ -89,6 +90,18 @@ func (is *isolation) route(ctx context.Context, in *insertion) error {
 		park(why) // another writer has parked it, or this attempt
 		return nil
 	}
+	hold := func(err error) {
+		if is.writer.tables.failed(route, err, true, is.began) {
+			_, why := is.writer.tables.known(route)
+			park(why)
+		} else {
+			is.broken = cmp.Or(is.broken, error(&attemptError{verdict: verdictRoute, route: route, err: err}))
+		}
+	}
+	if err := is.locked[in.plan.table]; err != nil {
+		hold(fmt.Errorf("insert into %s for route %s: %w", in.plan.table, route.Name, err))
+		return nil
+	}
 	err := is.units(ctx, in, g, false)
 	failed := (*attemptError)(nil)
 	if err == nil || !errors.As(err, &failed) || failed.verdict != verdictRoute {
@@ -119,12 +132,13 @@ func (is *isolation) route(ctx context.Context, in *insertion) error {
 			return judged(err, nil, false)
 		}
 	}
-	if is.writer.tables.failed(route, failed.err, true, is.began) {
-		_, why := is.writer.tables.known(route)
-		park(why)
-	} else {
-		is.broken = cmp.Or(is.broken, error(failed))
+	if pgErr := (*pgconn.PgError)(nil); errors.As(err, &pgErr) && pgErr.Code == "55P03" {
+		if is.locked == nil {
+			is.locked = map[string]error{}
+		}
+		is.locked[in.plan.table] = pgErr
 	}
+	hold(failed.err)
 	return is.undo(ctx, "route")
 }
 

@@ -550,18 +550,19 @@ func (l *Leases) Confirmed() error {
 }
 
 // Subscribed notes that the broker's session is subscribed to what is wanted and to nothing else. kept
-// says whether the broker is to keep it while nobody is connected, for [Lease.Known] of the next owner.
+// says whether the broker is to keep it while nobody is connected, for [Lease.Known] of the next owner. It waits
+// at most LeaseConfig.TTL; [ErrFenced] says that the session has another owner.
 func (l *Leases) Subscribed(ctx context.Context, lease *Lease, kept bool) error {
 	return l.note(ctx, lease, "subscriptions = $4, kept = $5", l.cfg.subscriptions(), kept)
 }
 
 // Ending notes that the session is drained and about to be ended at the broker, so that nobody takes
-// it for lost should this process not get as far as [Leases.Retired].
+// it for lost should this process not get as far as [Leases.Retired]. Waiting and errors as [Leases.Subscribed].
 func (l *Leases) Ending(ctx context.Context, lease *Lease) error {
 	return l.note(ctx, lease, "kept = false")
 }
 
-// Retired notes that the session has been drained and ended at the broker.
+// Retired notes that the session has been drained and ended at the broker. Waiting and errors as [Leases.Subscribed].
 func (l *Leases) Retired(ctx context.Context, lease *Lease) error {
 	return l.note(ctx, lease, "subscriptions = '{}', kept = false, retired_at = now()")
 }

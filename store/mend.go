@@ -118,7 +118,7 @@ type Parking struct {
 	Replayed uint64 // dead letters that this process has written by itself
 }
 
-// Parking returns that of every route.
+// Parking returns the state of the parking of every route, by its name.
 func (t *Tables) Parking() map[string]Parking {
 	t.mu.Lock()
 	defer t.mu.Unlock()

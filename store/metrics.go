@@ -26,7 +26,7 @@ type Metrics struct {
 	writers map[*Writer]struct{}
 }
 
-// NewMetrics registers the metrics of the store.
+// NewMetrics registers the metrics of the store with reg. It panics if they are registered already.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		commitDuration: prometheus.NewHistogram(prometheus.HistogramOpts{

@@ -355,7 +355,8 @@ func (t *Tables) ensureRoute(ctx context.Context, route *mapping.Route, beside b
 	var unmade error
 	partitions := beside || !failing
 	if partitions {
-		wanted, made := partitioning{tableName(&route.Table), route.Table.Partition}, false
+		wanted := partitioning{tableName(&route.Table), route.Table.Partition}
+		made := false
 		if unmade, made = seen.partitions[wanted]; !made {
 			unmade = t.makePartitions(ctx, &route.Table, table)
 			seen.partitions[wanted] = unmade
@@ -540,7 +541,8 @@ func (t *Tables) Maintain(ctx context.Context) {
 	}
 }
 
-// MaintainOnce makes partitions ahead and drops what retention lets go.
+// MaintainOnce makes partitions ahead and drops what retention lets go. It may take as long as that takes, and may run beside
+// [Tables.Maintain]. A table that could not be maintained does not keep it from the others; the error names all.
 func (t *Tables) MaintainOnce(ctx context.Context) error { return t.maintain(ctx) }
 
 // maintenanceDue says that partitions should be looked at soon.

@@ -91,3 +91,27 @@ func TestRefusedMessageWithAKnownKey(t *testing.T) {
 		t.Errorf("%d dead letters, want 1: %+v", c.DeadLettered[ReasonDatabase], c)
 	}
 }
+
+// TestTriggerThatRecognisesDuplicates: it returns null for what is there already. Such a message is a duplicate, and no
+// error tells so.
+func TestTriggerThatRecognisesDuplicates(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	l := newLine(t, pool, impatient(t), nil, telemetry)
+	if err := l.tables.Ensure(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	execute(t, pool, `create function known() returns trigger language plpgsql as $$ begin
+		if exists (select from telemetry where device_id = new.device_id and "time" = new."time") then return null; end if; return new; end $$;
+		create trigger known before insert on telemetry for each row execute function known()`)
+	if err := l.tables.maintain(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	l.send("devices/a/telemetry", reading(1, 1))
+	l.flush()
+	l.renew(impatient(t), nil)
+	l.send("devices/a/telemetry", reading(1, 1))
+	l.send("devices/a/telemetry", reading(2, 1))
+	l.flush()
+	l.want("telemetry", 3, 2, 1, 0)
+}

@@ -66,7 +66,8 @@ type WriterStatus struct {
 	LastCommit           time.Time // zero: none yet
 	LastError            string    // of the last attempt that failed; empty: none yet
 	LastErrorAt          time.Time
-	Retrying             bool // the attempt after LastError has not succeeded yet
+	LastErrorRoute       string // whose table or rows it was about; empty: no route's
+	Retrying             bool   // the attempt after LastError has not succeeded yet
 	// LastTurn is when the loop last showed life: at most a second ago when idle, and at most the 60 s
 	// of a round trip and the 15 s of a pause when the database does not answer.
 	LastTurn time.Time
@@ -259,7 +260,7 @@ func (w *Writer) openLedger(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		w.noteError(err)
+		w.noteError(err, nil)
 		w.log.Warn("delivery ledger not read, trying again", zap.Error(err), zap.Duration("pause", pause))
 		if err := w.pause(ctx, pause); err != nil {
 			return err
@@ -495,10 +496,13 @@ func (w *Writer) turned() {
 	w.status.LastTurn = time.Now()
 }
 
-func (w *Writer) noteError(err error) {
+func (w *Writer) noteError(err error, route *mapping.Route) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.status.LastError, w.status.LastErrorAt, w.status.Retrying = err.Error(), time.Now(), true
+	if w.status.LastErrorRoute = ""; route != nil {
+		w.status.LastErrorRoute = route.Name
+	}
 }
 
 // insertion returns the memory of a route's inserts.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -196,10 +197,5 @@ func awaitSubscriptions(ctx context.Context, session *ingest.Session, urls int) 
 }
 
 func answered(subs []ingest.Subscription) bool {
-	for _, sub := range subs {
-		if !sub.OK && sub.ReasonCode == 0 && strings.Contains(sub.Text, "not answered") {
-			return false
-		}
-	}
-	return len(subs) > 0
+	return len(subs) > 0 && !slices.ContainsFunc(subs, func(sub ingest.Subscription) bool { return !sub.Answered() })
 }

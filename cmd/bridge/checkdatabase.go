@@ -105,13 +105,11 @@ func (cfg *config) checkSchema(ctx context.Context, conn *pgx.Conn, user, databa
 // checkReplicas warns of replicas that have nothing to do. How many are meant to run is the
 // orchestrator's to know; how many do, the database tells.
 func (cfg *config) checkReplicas(ctx context.Context, conn *pgx.Conn, found *findings) {
-	var running int
-	err := conn.QueryRow(ctx, `select count(*) from `+pgx.Identifier{cfg.Schema.value, "replicas"}.Sanitize()+`
-		where share_name = $1 and heartbeat_at > now() - interval '10 seconds'`, cfg.MQTT.ShareName.value).Scan(&running)
+	running, err := store.CountReplicas(ctx, conn, cfg.Schema.value, cfg.MQTT.ShareName.value)
 	sessions := cfg.MQTT.Sessions.value
 	switch {
 	case err != nil:
-		found.failf("replicas: %v", err)
+		found.failf("%v", err)
 	case running > sessions && cfg.MQTT.Mode.value == "shared":
 		found.warnf("%d replicas are running for %d sessions, so %d of them only stand by: BRIDGE_MQTT_SESSIONS is the most that can work at a time", running, sessions, running-sessions)
 	case running > 0:

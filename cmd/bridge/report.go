@@ -106,7 +106,7 @@ func (s *service) report() health.Report {
 		if w.LastCommit.After(r.Database.LastCommit.Time) {
 			r.Database.LastCommit.Time = w.LastCommit
 		}
-		if w.Retrying && db.Up && !ofRoute(w.LastError, failing) {
+		if w.Retrying && db.Up && failing[w.LastErrorRoute] == "" { // that is told with the route
 			r.Database.LastError = w.LastError
 		}
 	}
@@ -121,17 +121,6 @@ func (s *service) report() health.Report {
 		}
 	}
 	return r
-}
-
-// ofRoute says whether an error of a writer is the trouble of a failing route, which is told with the
-// route and is not the database's. The errors of package store name the route they are about.
-func ofRoute(text string, failing map[string]string) bool {
-	for name := range failing {
-		if strings.Contains(text, " route "+name+": ") {
-			return true
-		}
-	}
-	return false
 }
 
 // sessionReport tells a session's status in the words of the health document.

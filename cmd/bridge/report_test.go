@@ -99,18 +99,3 @@ func TestTableTroubleIsToldOnce(t *testing.T) {
 		t.Errorf("exit code %d", code)
 	}
 }
-
-func TestOfRoute(t *testing.T) {
-	failing := map[string]string{"a": "whatever", "b_c": "whatever"}
-	for text, want := range map[string]bool{
-		"insert into x for route a: column n is text": true,
-		"prepare table x of route b_c: no privilege":  true,
-		"insert into x for route c: column n is text": false,
-		"connect to database: no route to host":       false,
-		"":                                            false,
-	} {
-		if got := ofRoute(text, failing); got != want {
-			t.Errorf("%q: %t", text, got)
-		}
-	}
-}
