@@ -356,11 +356,12 @@ func (t *Tables) ensureRoute(ctx context.Context, route *mapping.Route, beside b
 	partitions := beside || !failing
 	if partitions {
 		wanted := partitioning{tableName(&route.Table), route.Table.Partition}
-		made := false
-		if unmade, made = seen.partitions[wanted]; !made {
-			unmade = t.makePartitions(ctx, &route.Table, table)
-			seen.partitions[wanted] = unmade
+		reason, made := seen.partitions[wanted]
+		if !made {
+			reason = t.makePartitions(ctx, &route.Table, table)
+			seen.partitions[wanted] = reason
 		}
+		unmade = reason
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()

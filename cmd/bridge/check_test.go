@@ -93,6 +93,16 @@ func TestCheckConnect(t *testing.T) {
 			}
 		}
 	})
+	t.Run("another encoding", func(t *testing.T) {
+		query(t, url, `create database latin encoding 'LATIN1' locale 'C' template template0`)
+		latin := strings.Replace(url, "testcheckconnect", "latin", 1)
+		const refusal = "the database has the encoding LATIN1, and text is written as UTF-8"
+		check(t, exitFailure, nil, []string{"bridge: database: " + refusal}, "BRIDGE_DATABASE_URL="+latin)
+		environment(t, append(settings, "BRIDGE_DATABASE_URL="+latin)...)
+		if code, _, stderr := bridge(t, "", "migrate"); code != exitFailure || !strings.Contains(stderr, refusal) {
+			t.Errorf("migrate: exit %d, %s", code, stderr)
+		}
+	})
 	t.Run("unmigrated database that somebody else migrates", func(t *testing.T) {
 		check(t, exitFailure, nil, []string{fmt.Sprintf("bridge: database: migrations: %[1]d of %[1]d are pending and BRIDGE_MIGRATE is off", migrations.Latest())}, "BRIDGE_MIGRATE=off")
 	})

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -38,12 +39,26 @@ func (cfg *config) checkDatabase(ctx context.Context) findings {
 	if readOnly {
 		found.failf("the server takes no writes: it is a standby, or default_transaction_read_only is on")
 	}
+	if err := checkEncoding(conn); err != nil {
+		found.failf("%v", err)
+	}
 	checkServerSettings(ctx, conn, &found)
 	cfg.checkSchema(ctx, conn, user, database, mayCreate, &found)
 	for _, route := range cfg.routes.All() {
 		cfg.checkTable(ctx, conn, route, &found)
 	}
 	return found
+}
+
+// checkEncoding refuses a database that takes the bridge's UTF-8 for something else and would store other
+// characters. SQL_ASCII keeps the bytes as they are.
+func checkEncoding(conn *pgx.Conn) error {
+	switch encoding := conn.PgConn().ParameterStatus("server_encoding"); encoding {
+	case "UTF8", "SQL_ASCII", "": // a pooler may not tell
+		return nil
+	default:
+		return fmt.Errorf("the database has the encoding %s, and text is written as UTF-8: make one with encoding 'UTF8' template template0", encoding)
+	}
 }
 
 // checkServerSettings warns of what the server, the database or the role sets for every connection. What

@@ -26,6 +26,9 @@ func migrateCommand(ctx context.Context, args []string, std streams) error {
 		if word == "status" {
 			return listMigrations(ctx, conn, cfg.Schema.value, std)
 		}
+		if err := checkEncoding(conn); err != nil {
+			return err
+		}
 		applied := 0
 		err := migrations.Apply(ctx, conn, cfg.Schema.value, func(m migrations.Migration) {
 			applied++

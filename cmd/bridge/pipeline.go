@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"github.com/mqttpg/bridge/ingest"
 	"github.com/mqttpg/bridge/mapping"
@@ -84,6 +85,12 @@ func (s *service) newPipeline(lease *store.Lease, log *zap.Logger) (*pipeline, e
 	return p, nil
 }
 
+// What an outcome and a row take in memory beside their fields.
+const (
+	outcomeBytes = int(unsafe.Sizeof(mapping.Outcome{}))
+	rowBytes     = int(unsafe.Sizeof(mapping.Row{}))
+)
+
 // deliver maps a message and hands it to the writer. It never waits: keepalive is behind it.
 func (p *pipeline) deliver(_ context.Context, d *ingest.Delivery) {
 	p.received.Add(1)
@@ -98,10 +105,10 @@ func (p *pipeline) deliver(_ context.Context, d *ingest.Delivery) {
 		entry.Outcomes = p.routes.MapCopy(d.Message, d.SubscriptionIDs, d.Arena)
 	}
 	// The rows wait in memory as well, and EACH can make many of a small message.
-	rows := 0
+	rows := len(entry.Outcomes) * outcomeBytes
 	for i := range entry.Outcomes {
 		for j := range entry.Outcomes[i].Rows {
-			rows += len(entry.Outcomes[i].Rows[j].Fields)
+			rows += rowBytes + len(entry.Outcomes[i].Rows[j].Fields)
 		}
 	}
 	p.budget.Charge(int64(rows))

@@ -310,6 +310,9 @@ func (s *service) migrate(ctx context.Context) error {
 		return s.cfg.connectError(err)
 	}
 	defer conn.Release()
+	if err := checkEncoding(conn.Conn()); err != nil {
+		return err
+	}
 	if s.cfg.Migrate.value == "on" {
 		return migrations.Apply(ctx, conn.Conn(), s.cfg.Schema.value, func(m migrations.Migration) {
 			s.log.Info("applying migration", zap.Int("version", m.Version), zap.String("name", m.Name))
