@@ -14,6 +14,7 @@ import (
 	"regexp"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/tern/v2/migrate"
 )
 
@@ -65,6 +66,9 @@ func List(ctx context.Context, conn *pgx.Conn, schema string) ([]Migration, erro
 // progress, which may be nil, is told of each before it runs. On a database that is up to date, or
 // newer than this binary, nothing is written and no privilege to create anything is needed.
 //
+// A migration waits for the lock of a table for a second, because everybody who wants that table then waits behind it: a
+// backup that reads the schema would otherwise stop all replicas for as long as it takes. See [Locked].
+//
 // The lock belongs to the database session: conn must not go through a pooler in transaction mode.
 func Apply(ctx context.Context, conn *pgx.Conn, schema string, progress func(Migration)) error {
 	current, err := version(ctx, conn, schema)
@@ -85,6 +89,9 @@ func Apply(ctx context.Context, conn *pgx.Conn, schema string, progress func(Mig
 	if err := migrator.LoadMigrations(files); err != nil {
 		return fmt.Errorf("load migrations: %w", err)
 	}
+	for _, m := range migrator.Migrations {
+		m.UpSQL = "set local lock_timeout = '1s';\n" + m.UpSQL
+	}
 	migrator.OnStart = func(sequence int32, name, _, _ string) {
 		if progress != nil {
 			progress(Migration{Version: int(sequence), Name: name})
@@ -101,6 +108,13 @@ func Apply(ctx context.Context, conn *pgx.Conn, schema string, progress func(Mig
 		return fmt.Errorf("migrate schema %s: %w", schema, err)
 	}
 	return nil
+}
+
+// Locked says whether an error of [Apply] is that somebody holds a table that is to be changed. Nothing of that migration is
+// done then, and it may be tried again after a pause, in which those who waited behind it have their turn.
+func Locked(err error) bool {
+	pgErr := (*pgconn.PgError)(nil)
+	return errors.As(err, &pgErr) && pgErr.Code == "55P03"
 }
 
 // version is the database's; 0 when it has no version table yet.

@@ -162,6 +162,44 @@ func TestReplicasStartTogether(t *testing.T) {
 	}
 }
 
+// TestLockedTable: a backup reads a table that a migration alters. Nobody waits behind the migration for the backup, and
+// after it the migration can be tried again.
+func TestLockedTable(t *testing.T) {
+	t.Parallel()
+	ctx, connect := context.Background(), newDatabase(t)
+	conn, other := connect(), connect()
+	var backup pgx.Tx
+	err := Apply(ctx, conn, "bridge", func(m Migration) {
+		if m.Version != 3 {
+			return
+		}
+		var err error
+		if backup, err = other.Begin(ctx); err == nil {
+			_, err = backup.Exec(ctx, "lock table bridge.sessions in access share mode")
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	if !Locked(err) {
+		t.Fatalf("migrated under a lock: %v", err)
+	}
+	execute(t, connect(), "insert into bridge.sessions (share_name, index, client_id) values ('s', 0, 's-0')")
+	if all, err := List(ctx, conn, "bridge"); err != nil || !all[1].Applied || all[2].Applied {
+		t.Errorf("migrations %+v, %v", all, err)
+	}
+	if err := backup.Rollback(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := Apply(ctx, conn, "bridge", nil); err != nil || Locked(err) {
+		t.Error(err)
+	}
+	var timeout string
+	if err := conn.QueryRow(ctx, "show lock_timeout").Scan(&timeout); err != nil || timeout != "0" {
+		t.Errorf("lock_timeout is %s afterwards, %v", timeout, err)
+	}
+}
+
 // TestNewerDatabase is what an old replica meets during a rolling update.
 func TestNewerDatabase(t *testing.T) {
 	t.Parallel()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"text/tabwriter"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -29,21 +30,35 @@ func migrateCommand(ctx context.Context, args []string, std streams) error {
 		if err := checkEncoding(conn); err != nil {
 			return err
 		}
-		applied := 0
-		err := migrations.Apply(ctx, conn, cfg.Schema.value, func(m migrations.Migration) {
-			applied++
-			fmt.Fprintf(std.out, "applying %d %s\n", m.Version, m.Name)
-		})
+		applied := map[int]bool{}
+		for {
+			err = migrations.Apply(ctx, conn, cfg.Schema.value, func(m migrations.Migration) {
+				applied[m.Version] = true
+				fmt.Fprintf(std.out, "applying %d %s\n", m.Version, m.Name)
+			})
+			if !migrations.Locked(err) {
+				break
+			}
+			fmt.Fprintf(std.err, "another session holds a table that is to be changed (a backup, perhaps), trying again in %s: %v\n", lockedPause, err)
+			select {
+			case <-ctx.Done():
+				return err
+			case <-time.After(lockedPause):
+			}
+		}
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(std.out, "schema %s: %d applied, up to date\n", cfg.Schema.value, applied)
+		fmt.Fprintf(std.out, "schema %s: %d applied, up to date\n", cfg.Schema.value, len(applied))
 		if *tables {
 			return cfg.makeTables(ctx, std)
 		}
 		return nil
 	})
 }
+
+// lockedPause is between attempts at a migration that somebody's lock forbids.
+const lockedPause = 3 * time.Second
 
 // makeTables does as the owner of the tables what a bridge whose role may create nothing cannot do for
 // itself. Called again and again, it makes partitions ahead and drops those beyond retention.
