@@ -8,6 +8,8 @@ create role bridge_writer login password 'change-me';
 -- The owner makes tables: the bridge's own in schema bridge, those of the routes in schema public.
 create schema bridge authorization bridge_owner;
 grant usage, create on schema public to bridge_owner;
+-- The default since PostgreSQL 15, but not of a database that came from an older one.
+revoke create on schema public from public;
 
 -- The writer uses what the owner has made, and will have made after the next release.
 -- For routes with tables in another schema: both roles' usage of it, the owner's create, and a line like the last.
