@@ -43,7 +43,7 @@ SHELL := /bin/bash
 .PHONY: help demo test setup vet lint test-unit test-allocations test-integration manifests validate test-k8s test-cluster test-image sbom faults cover bench bench-peers bench-ledger bench-micro benchstat build image fmt clean
 
 help: ## list what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## broker, database, bridge and devices on this machine (DEMO_SECONDS=20 ends by itself)
 	@# Not go run, which ends with 1 after Ctrl-C whatever the demonstration says.

@@ -166,7 +166,8 @@ type Route struct {
 // Process is the process itself.
 type Process struct {
 	Version    string  `json:"version"`
-	State      string  `json:"state"` // starting, running or stopping
+	State      string  `json:"state"`       // starting, running or stopping
+	StandsBack string  `json:"stands_back"` // why it takes no session from the other replicas; empty: it does
 	UptimeS    float64 `json:"uptime_s"`
 	Goroutines int     `json:"goroutines"`
 	Memory     Memory  `json:"memory"`
@@ -210,6 +211,8 @@ func (r *Report) checks() []check {
 	switch {
 	case r.Process.State == Stopping:
 		checks[0].reason = "shutting down"
+	case r.Process.StandsBack != "":
+		checks[0].reason = "stands back, for other replicas do the work: " + r.Process.StandsBack
 	case r.Process.State == Starting && r.Database.Prepared:
 		// Without this a process would pass for a hot standby until it has looked for sessions.
 		checks[0].reason = "has not looked for sessions yet"

@@ -252,7 +252,7 @@ func CheckSoftware(cfg *Config, software Software) []Finding {
 			found = append(found, Finding{
 				SeverityInfo, "Mosquitto does not store shared subscriptions",
 				"after a restart of the broker, what is published before the bridge has subscribed again is not queued for it",
-				"BRIDGE_MQTT_MODE=exclusive, whose plain subscription Mosquitto stores",
+				"use BRIDGE_MQTT_MODE=exclusive, whose plain subscription Mosquitto stores",
 			})
 		}
 		if software.version[0] == 1 {

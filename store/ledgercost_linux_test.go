@@ -24,7 +24,7 @@ import (
 const (
 	costBatch   = 1000 // messages
 	costBatches = 100  // in a round
-	costRounds  = 5
+	costRounds  = 11
 )
 
 // cost is what a round took.

@@ -27,15 +27,8 @@ func (cfg *config) checkBroker(ctx context.Context) findings {
 	var found findings
 	ctx, cancel := context.WithTimeout(ctx, brokerTimeout)
 	defer cancel()
-	id := cfg.clientIDPrefix() + "-check-" + strings.ToLower(rand.Text()[:12])
 	asked := cfg.ingest(zap.NewNop())
-	mqtt := asked
-	mqtt.StatusTopic = ""
-	if mqtt.ShareName != "" {
-		mqtt.ShareName = id
-	}
-	mqtt.Budget, mqtt.Metrics = ingest.NewBudget(int64(cfg.MaxInflightBytes.value)), ingest.NewMetrics(prometheus.NewRegistry())
-	mqtt.Deliver = func(_ context.Context, d *ingest.Delivery) { mqtt.Budget.Release(int64(d.Size)) }
+	mqtt, id := cfg.visitor()
 
 	// What the broker grants to a lasting session is asked without a subscription: should the command be
 	// killed, such a session collects nothing. The subscriptions are tried in one that does not last.
@@ -53,11 +46,7 @@ func (cfg *config) checkBroker(ctx context.Context) findings {
 		return found
 	}
 	if st.ConnectedSince.IsZero() {
-		reason := st.LastReason
-		if reason == "" {
-			reason = "no answer within " + brokerTimeout.String()
-		}
-		found.failf("%s: %s", strings.Join(cfg.brokers(), ", "), reason)
+		found.failf("%v", cfg.unreached(st))
 		return found
 	}
 	g := st.Granted
@@ -83,6 +72,42 @@ func (cfg *config) checkBroker(ctx context.Context) findings {
 	}
 	found.notef("%s", cfg.queueFor(software.Mosquitto))
 	return found
+}
+
+// visitor is a client as a session is one, but under a client id and a Share Name that are drawn at random.
+func (cfg *config) visitor() (mqtt ingest.Config, id string) {
+	id = cfg.clientIDPrefix() + "-check-" + strings.ToLower(rand.Text()[:12])
+	mqtt = cfg.ingest(zap.NewNop())
+	mqtt.StatusTopic = ""
+	if mqtt.ShareName != "" {
+		mqtt.ShareName = id
+	}
+	budget := ingest.NewBudget(int64(cfg.MaxInflightBytes.value))
+	mqtt.Budget, mqtt.Metrics = budget, ingest.NewMetrics(prometheus.NewRegistry())
+	mqtt.Deliver = func(_ context.Context, d *ingest.Delivery) { budget.Release(int64(d.Size)) }
+	return mqtt, id
+}
+
+// unreached is why no connection was made.
+func (cfg *config) unreached(st ingest.Status) error {
+	reason := st.LastReason
+	if reason == "" {
+		reason = "no answer within " + brokerTimeout.String()
+	}
+	return fmt.Errorf("%s: %s", strings.Join(cfg.brokers(), ", "), reason)
+}
+
+// reachBroker connects to the broker as a visitor that subscribes to nothing.
+func (cfg *config) reachBroker(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, brokerTimeout)
+	defer cancel()
+	mqtt, id := cfg.visitor()
+	mqtt.Filters, mqtt.Stale, mqtt.SessionExpiry = nil, mqtt.Subscriptions(), 0
+	st, err := tryBroker(ctx, mqtt, id)
+	if err == nil && st.ConnectedSince.IsZero() {
+		err = cfg.unreached(st)
+	}
+	return err
 }
 
 // tryBroker runs a session until every subscription has its answer, and returns its status of that

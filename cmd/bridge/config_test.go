@@ -43,6 +43,7 @@ var contract = map[string]string{
 	"BRIDGE_MQTT_COMMON_SESSIONS":   "off",
 	"BRIDGE_MQTT_STATUS_TOPIC":      "",
 	"BRIDGE_MQTT_WATCH":             "on",
+	"BRIDGE_MQTT_TRIAL":             "on",
 	"BRIDGE_BROKER_QUEUE_LIMIT":     "",
 	"BRIDGE_DATABASE_URL":           "",
 	"BRIDGE_DATABASE_URL_FILE":      "",

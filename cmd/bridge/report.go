@@ -51,7 +51,7 @@ func (s *service) loops() []health.Loop {
 // report gathers the facts from where they are kept.
 func (s *service) report() health.Report {
 	s.mu.Lock()
-	state, prepared, trouble := s.state, s.prepared, s.trouble
+	state, prepared, trouble, standing := s.state, s.prepared, s.trouble, s.standing
 	s.mu.Unlock()
 	leases := s.leases.Status()
 	if state == health.Running && leases.LastHeartbeat.IsZero() {
@@ -64,7 +64,7 @@ func (s *service) report() health.Report {
 			Name: s.cfg.MQTT.ShareName.value, InUse: leases.InUse, Replicas: leases.Replicas,
 			Retiring: append([]int{}, leases.Retiring...), Drained: append([]int{}, leases.Drained...),
 		},
-		Process: health.Process{State: state},
+		Process: health.Process{State: state, StandsBack: standing},
 	}
 	r.Process.Memory.InFlightBytes, r.Process.Memory.InFlightBytesLimit = s.budget.Used(), s.budget.Limit()
 

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	mathrand "math/rand/v2"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -80,6 +82,7 @@ type service struct {
 	state     string
 	prepared  bool   // migrations are done, tables were looked at
 	trouble   string // why the last attempt to prepare the database did not succeed
+	standing  string // why this replica stands back; empty: it does not
 	pipelines map[int]*pipeline
 	unclean   []error // ends of sessions that may lead to redelivery
 }
@@ -258,8 +261,10 @@ func (s *service) work(ctx, beside context.Context) {
 	if s.watch != nil {
 		tasks.Go(func() { s.watch.Run(beside) })
 	}
-	if err := s.leases.Run(ctx, s.hold); err != nil {
-		s.addUnclean(fmt.Errorf("hold sessions: %w", err))
+	if s.standBack(ctx) {
+		if err := s.leases.Run(ctx, s.hold); err != nil {
+			s.addUnclean(fmt.Errorf("hold sessions: %w", err))
+		}
 	}
 	leave()
 	tasks.Wait()
@@ -301,6 +306,64 @@ func (s *service) prepareOnce(ctx context.Context) error {
 		return fmt.Errorf("prepare tables: %w", err)
 	}
 	return nil
+}
+
+const (
+	// standBackPause is between two looks whether a replica still has to stand back.
+	standBackPause = 2 * time.Second
+	// tablesWait is how long a replica stands back for the tables of its routes: twice as long as the CronJob of deploy/k8s
+	// needs that makes them. After that a table is broken, and one route must not keep a replica away for ever.
+	tablesWait = 10 * time.Minute
+)
+
+// standBack waits as long as other replicas do the work and this one could not, for want of the broker or of its tables: a
+// release with a wrong address must not take the sessions of one that is well. False: ctx has ended.
+func (s *service) standBack(ctx context.Context) bool {
+	told := ""
+	for began := time.Now(); ctx.Err() == nil; {
+		others, err := store.CountReplicas(ctx, s.pool, s.cfg.Schema.value, s.cfg.MQTT.ShareName.value)
+		reason := ""
+		if err == nil && others > 0 { // without others there is nothing to be careful of
+			reason = s.unfit(ctx, time.Since(began) < tablesWait)
+		}
+		s.setStanding(reason)
+		if reason == "" {
+			return ctx.Err() == nil
+		}
+		if reason != told {
+			s.log.Warn("standing back: other replicas do the work, and this one could not", zap.String("reason", reason), zap.Int("others", others))
+			told = reason
+		}
+		pause := time.NewTimer(standBackPause)
+		select {
+		case <-ctx.Done():
+		case <-pause.C:
+		}
+		pause.Stop()
+	}
+	return false
+}
+
+// unfit says why this replica could not do the work of a session; empty: it could.
+func (s *service) unfit(ctx context.Context, tables bool) string {
+	if tables && s.cfg.Migrate.value == "off" { // somebody else makes them, and may not have done so yet
+		if failing := s.tables.Failing(); len(failing) > 0 {
+			route := slices.Min(slices.Collect(maps.Keys(failing)))
+			return "route " + route + ": " + failing[route]
+		}
+	}
+	if s.cfg.MQTT.Trial.value == "on" {
+		if err := s.cfg.reachBroker(ctx); err != nil {
+			return "broker: " + err.Error()
+		}
+	}
+	return ""
+}
+
+func (s *service) setStanding(reason string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.standing = reason
 }
 
 // migrate applies the migrations, or with BRIDGE_MIGRATE=off makes sure that somebody else has.

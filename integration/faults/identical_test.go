@@ -28,7 +28,7 @@ func identical(name string, messages, kills int) *scenario {
 			for ; killed < 4*kills && s.number("select count(*)::int from twins") < messages; killed++ {
 				// At random, but on a fast machine before this life has written more than its part.
 				life := 50*time.Millisecond + time.Duration(s.rng.IntN(1450))*time.Millisecond
-				s.within(life, func() bool { return s.metric(bridge, "bridge_messages_written_total") > float64(messages/kills/2) })
+				s.within(life, func() bool { return s.metric(bridge, "bridge_messages_written_total") > float64(messages/kills/4) })
 				s.pause(0, 20*time.Millisecond)
 				s.kill(bridge)
 				s.expire()

@@ -68,7 +68,7 @@ const (
 )
 
 // colours are of middle lightness, so that they can be told from a white and from a black ground.
-var colours = []string{"#3b82c4", "#e0812f", "#3f9e63", "#c9504c", "#8b68c8", "#8a8a8a", "#b59a1f"}
+var colours = []string{"#3b82c4", "#e0812f", "#3f9e63", "#c9504c", "#8b68c8", "#8a8a8a", "#b59a1f", "#2aa5a0"}
 
 // frame writes the head of an image. Text and grid follow the theme of the reader.
 func frame(out *strings.Builder, w, h int, title string) {
