@@ -250,7 +250,7 @@ func TestHealthDocument(t *testing.T) {
 		{"database", names(doc["database"]), "last_commit last_error migration_version ping_ms pool prepared state"},
 		{"pool", names(doc["database"].(map[string]any)["pool"]), "idle in_use max total"},
 		{"route", names(doc["routes"].(map[string]any)["telemetry"]), "dead_lettered duplicate failing in_flight parked parked_waiting received replayed skipped warning written"},
-		{"process", names(doc["process"]), "goroutines memory state uptime_s version"},
+		{"process", names(doc["process"]), "goroutines memory stands_back state uptime_s version"},
 	} {
 		if got := strings.Join(c.got, " "); got != c.want {
 			t.Errorf("%s has %s\nwant %s", c.of, got, c.want)

@@ -337,7 +337,7 @@ func TestStopWithoutDatabase(t *testing.T) {
 		t.Errorf("exit code %d", code)
 	}
 
-	environment(t, settings...)
+	environment(t, append(settings, "BRIDGE_SHUTDOWN_TIMEOUT=25s")...) // the second run has a database, and its time
 	r = start(t)
 	r.awaitReady()
 	eventually(t, "the message is written", func() (bool, string) {
