@@ -57,6 +57,9 @@ func bridge(name string, o bridgeOptions) System {
 		table = "telemetry"
 	}
 	env := map[string]string{"BRIDGE_MQTT_SESSIONS": strconv.Itoa(sessions)}
+	if replicas > 1 {
+		env["BRIDGE_MQTT_TRIAL"] = "off" // they share the sessions out while the broker is halted, see Start
+	}
 	var names, tables []string
 	for i := range max(o.routes, 1) {
 		route := fmt.Sprintf("r%d", i)
