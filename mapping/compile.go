@@ -1,6 +1,7 @@
 package mapping
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -54,8 +55,10 @@ func Compile(configs []RouteConfig) (*Routes, error) {
 	}
 	shared := routes.document.number(0)
 	routes.slots = shared
+	numberRoutes(routes.routes)
 	for i, route := range routes.routes {
 		routes.slots = max(routes.slots, route.item.number(shared))
+		route.shorten()
 		for j := range route.filters {
 			routes.trie.add(route.filters[j].levels, match{i, j})
 		}
@@ -67,6 +70,17 @@ func Compile(configs []RouteConfig) (*Routes, error) {
 	routes.copies = copiesOf(routes.filters)
 	routes.warnings = warnings(routes.routes, cover)
 	return &routes, nil
+}
+
+// numberRoutes gives the routes their numbers.
+func numberRoutes(routes []*Route) {
+	sorted := slices.Clone(routes)
+	slices.SortFunc(sorted, func(x, y *Route) int {
+		return cmp.Or(cmp.Compare(x.Table.Schema, y.Table.Schema), cmp.Compare(x.Table.Name, y.Table.Name), cmp.Compare(x.Name, y.Name))
+	})
+	for i, route := range sorted {
+		route.Number = i
+	}
 }
 
 // trimmed is the configuration without white space around its values. COLUMNS and KEY stay as they
@@ -115,7 +129,12 @@ func (c *compiler) compile() {
 	c.format()
 	r.storeEmpty = c.choose("ON_EMPTY", config.OnEmpty, "skip", "store") == "store"
 	r.storeRetained = c.choose("RETAINED", config.Retained, "skip", "store") == "store"
-	r.payload = payloadMode(c.choose("PAYLOAD", config.Payload, "keep", "drop", "rest"))
+	switch c.choose("PAYLOAD", config.Payload, "keep", "drop", "rest") {
+	case "drop":
+		r.payload = payloadDrop
+	case "rest":
+		r.payload = payloadRest
+	}
 	if r.payload == payloadRest && r.format != formatJSON {
 		c.fail("PAYLOAD", "rest", "expected keep or drop, as only FORMAT=json has fields")
 	}
@@ -150,12 +169,12 @@ func (c *compiler) topic() {
 }
 
 func (c *compiler) format() {
-	c.route.format = formatJSON
 	switch name := c.config.Format; name {
-	case "", "json", "text", "raw":
-		if name != "" {
-			c.route.format = format(name)
-		}
+	case "", "json":
+	case "text":
+		c.route.format = formatText
+	case "raw":
+		c.route.format = formatRaw
 	case "csv", "cbor", "msgpack", "protobuf", "sparkplug":
 		c.fail("FORMAT", name, "is not supported by this version; expected json, text or raw")
 	default:
@@ -263,6 +282,30 @@ func (r *Route) findDevice() {
 			}
 		}
 	}
+}
+
+// shorten notes the shortcuts, once the nodes of the document have their slots.
+func (r *Route) shorten() {
+	r.timed, r.shortTime = r.time.terms != nil, r.time.slot()
+	if r.clock.form > formRFC3339 {
+		r.shortTime = -1
+	}
+	for i := range r.columns {
+		c := &r.columns[i]
+		short := shortcut{-1, c.typ.base}
+		if !c.typ.array {
+			short.slot = c.from.slot()
+		}
+		r.shortcuts = append(r.shortcuts, short)
+	}
+}
+
+// slot is that of an expression which is one JSONPath into document or element; -1: it is not.
+func (e *expression) slot() int {
+	if len(e.terms) != 1 || e.terms[0].node == nil {
+		return -1
+	}
+	return e.terms[0].node.slot
 }
 
 // looksInside reports whether anything the route makes of a message depends on its payload being

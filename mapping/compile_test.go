@@ -218,3 +218,33 @@ func TestParseRetention(t *testing.T) {
 		}
 	}
 }
+
+// TestNumbers: the order in which tables are written does not depend on that of the configuration, and more routes
+// do not change it.
+func TestNumbers(t *testing.T) {
+	t.Parallel()
+	order := func(names ...string) (sorted []string) {
+		var configs []RouteConfig
+		for _, name := range names {
+			configs = append(configs, RouteConfig{Name: name, Topic: name + "/#", Table: map[string]string{"a": "z.t", "b": "t", "c": "t", "d": "s"}[name]})
+		}
+		routes, err := Compile(configs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sorted = make([]string, len(names))
+		for _, route := range routes.All() {
+			sorted[route.Number] = route.Name
+		}
+		return sorted
+	}
+	for _, test := range []struct{ names, want []string }{
+		{[]string{"a", "b", "c", "d"}, []string{"d", "b", "c", "a"}},
+		{[]string{"d", "c", "b", "a"}, []string{"d", "b", "c", "a"}},
+		{[]string{"a", "c"}, []string{"c", "a"}},
+	} {
+		if got := order(test.names...); !slices.Equal(got, test.want) {
+			t.Errorf("routes %v are written in the order %v, want %v", test.names, got, test.want)
+		}
+	}
+}

@@ -172,7 +172,7 @@ func (s *scratch) rows() ([]Row, problem) {
 	if p := s.open(); p.why != "" {
 		return nil, p
 	}
-	if s.route.key == keyAuto && s.route.time.terms != nil {
+	if s.route.key == keyAuto && s.route.timed {
 		s.hash = s.contentHash(s.route.Name, s.message)
 	}
 	if !s.route.Each || s.payload == "" {
@@ -218,7 +218,7 @@ func (s *scratch) open() problem {
 
 // room estimates the bytes of a row's fields.
 func (s *scratch) room(payload int) int {
-	n := 96 + len(s.message.Topic)*2 + 16*len(s.route.columns)
+	n := 96 + len(s.message.Topic)*2 + 16*len(s.route.shortcuts)
 	if s.route.payload != payloadDrop {
 		n += payload
 	}
@@ -300,12 +300,12 @@ func (s *scratch) row(row *Row, element int, fields []byte) ([]byte, problem) {
 	fields = append(append(fields, 0, 0, 0, 16), row.MessageID[:]...)
 	fields = appendInt8(fields, received)
 	fields = appendText(fields, m.Topic)
-	for i := range r.columns {
-		c := &r.columns[i]
-		if filled, ok := s.usual(c, fields); ok {
+	for i := range r.shortcuts {
+		if filled, ok := s.usual(r.shortcuts[i], fields); ok {
 			fields = filled
 			continue
 		}
+		c := &r.columns[i]
 		v := s.eval(&c.from)
 		if fields, p = c.typ.appendField(fields, v, &r.columnClock); p.why != "" {
 			p.why = fmt.Sprintf("column %s:%s = %s: %s %s", c.name, c.typ.name, cut(c.from.text, 80), v.show(), p.why)
@@ -317,17 +317,16 @@ func (s *scratch) row(row *Row, element int, fields []byte) ([]byte, problem) {
 
 // usual appends the field of a column as most are: a number, text or UUID, or nothing, of a JSON path.
 // The columns and values that are not ok go the long way to the same field.
-func (s *scratch) usual(c *column, fields []byte) ([]byte, bool) {
-	if len(c.from.terms) != 1 || c.from.terms[0].node == nil || c.typ.array || !s.document {
+func (s *scratch) usual(c shortcut, fields []byte) ([]byte, bool) {
+	if c.slot < 0 || !s.document {
 		return fields, false
 	}
-	slot := c.from.terms[0].node.slot
-	s.used[slot] = true
-	raw := s.slots[slot].of(s.payload)
+	s.used[c.slot] = true
+	raw := s.slots[c.slot].of(s.payload)
 	if raw == "" {
 		return appendNull(fields), true
 	}
-	switch c.typ.base {
+	switch c.base {
 	case typeFloat8:
 		if f, ok := shortFloat(raw); ok {
 			return appendInt8(fields, int64(math.Float64bits(f))), true
@@ -348,11 +347,10 @@ func (s *scratch) usual(c *column, fields []byte) ([]byte, bool) {
 
 // usualTime reads the time as it nearly always comes: a stamp with its offset, of a JSON path.
 func (s *scratch) usualTime() (micros int64, ok bool) {
-	e := &s.route.time
-	if len(e.terms) != 1 || e.terms[0].node == nil || s.route.clock.form > formRFC3339 || !s.document {
+	slot := s.route.shortTime
+	if slot < 0 || !s.document {
 		return 0, false
 	}
-	slot := e.terms[0].node.slot
 	s.used[slot] = true
 	raw := s.slots[slot].of(s.payload)
 	if raw == "" || raw[0] != '"' {
@@ -401,7 +399,7 @@ func (s *scratch) time() (micros int64, reproducible bool, p problem) {
 	if why != "" {
 		return 0, false, problem{ReasonInvalidTime, "the time of receipt " + why}
 	}
-	if s.route.time.terms == nil {
+	if !s.route.timed {
 		return received, false, problem{}
 	}
 	if micros, ok := s.usualTime(); ok {

@@ -3,10 +3,40 @@ package mapping
 // trie holds the filters of all routes by level, so that a topic meets only the filters that share
 // its beginning, however many routes there are.
 type trie struct {
-	next map[string]*trie // literal levels
-	plus *trie
-	ends []match // filters that end here
-	hash []match // filters that end in # here
+	literal string           // a literal level, if there is just one; apart from the map it is found sooner
+	only    *trie            // and what is below it
+	next    map[string]*trie // literal levels, if there are several
+	plus    *trie
+	ends    []match // filters that end here
+	hash    []match // filters that end in # here
+}
+
+// below finds a literal level; nil if there is none.
+func (t *trie) below(level string) *trie {
+	if t.next != nil {
+		return t.next[level]
+	}
+	if t.literal == level {
+		return t.only
+	}
+	return nil
+}
+
+// grow is below, but that it makes the level.
+func (t *trie) grow(level string) *trie {
+	if next := t.below(level); next != nil {
+		return next
+	}
+	next := &trie{}
+	switch {
+	case t.next != nil:
+		t.next[level] = next
+	case t.only != nil:
+		t.next = map[string]*trie{t.literal: t.only, level: next}
+	default:
+		t.literal, t.only = level, next
+	}
+	return next
 }
 
 // match is a filter of a route: both are numbers.
@@ -24,13 +54,7 @@ func (t *trie) add(levels []string, m match) {
 			}
 			t = t.plus
 		default:
-			if t.next == nil {
-				t.next = make(map[string]*trie)
-			}
-			if t.next[level] == nil {
-				t.next[level] = &trie{}
-			}
-			t = t.next[level]
+			t = t.grow(level)
 		}
 	}
 	t.ends = append(t.ends, m)
@@ -41,7 +65,7 @@ func (t *trie) add(levels []string, m match) {
 func (t *trie) find(levels []string, found []match) []match {
 	// Topics that begin with $ are not for filters that begin with a wildcard [MQTT-4.7.2-1].
 	if len(levels[0]) > 0 && levels[0][0] == '$' {
-		if next := t.next[levels[0]]; next != nil {
+		if next := t.below(levels[0]); next != nil {
 			found = next.walk(levels[1:], found)
 		}
 		return found
@@ -59,7 +83,7 @@ func (t *trie) walk(levels []string, found []match) []match {
 		}
 		return found
 	}
-	if next := t.next[levels[0]]; next != nil {
+	if next := t.below(levels[0]); next != nil {
 		found = next.walk(levels[1:], found)
 	}
 	if t.plus != nil {

@@ -183,12 +183,15 @@ func FuzzUsual(f *testing.F) {
 			c := &columns[0]
 			c.from.terms[0].node = &node{}
 			s := scratch{slots: []place{{0, uint32(len(raw))}}, payload: raw, used: make([]bool, 1), document: true}
-			got, ok := s.usual(c, nil)
+			route := &Route{columns: columns}
+			route.shorten()
+			got, ok := s.usual(route.shortcuts[0], nil)
 			if want, p := c.typ.appendField(nil, rawValue(raw), &clock{}); ok && (p.why != "" || string(got) != string(want)) {
 				t.Fatalf("%s as %s: %x, and the long way %x %s", raw, typ, got, want, p.why)
 			}
 			for form, format := range []string{formAuto: "auto", formRFC3339: "rfc3339", formUnix: "unix", formLayout: time.RFC3339} {
 				s.route = &Route{time: c.from, clock: clock{format: format, form: clockForm(form)}}
+				s.route.shorten()
 				got, ok := s.usualTime()
 				if want, why := s.route.clock.parse(rawValue(raw)); ok && (why != "" || got != want) {
 					t.Fatalf("%s as %s: %d, and the long way %d %s", raw, format, got, want, why)

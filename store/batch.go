@@ -31,7 +31,7 @@ type batch struct {
 	// presumed is the outcome of the last attempt that failed: what counts if it was committed after all.
 	presumed *outcome
 
-	position map[*mapping.Route]int // in groups
+	position []int // in groups, counted from 1, by the number of the route; 0: not yet there
 }
 
 // reset makes an empty batch of a settled one, whose memory serves the next. It keeps what a batch of
@@ -48,10 +48,24 @@ func (b *batch) reset(entries []Entry) {
 	clear(b.groups[len(groups):])
 	record := record{packetIDs: b.record.packetIDs[:0], hashes: b.record.hashes[:0]}
 	clear(b.position)
-	*b = batch{entries: entries, groups: groups, settled: tallies{}, record: record, position: b.position}
+	position := b.position
+	*b = batch{entries: entries, groups: groups, settled: tallies{}, record: record, position: position}
 	for i := range groups {
-		b.position[groups[i].route] = i
+		b.position[groups[i].route.Number] = i + 1
 	}
+}
+
+// group is that of a route.
+func (b *batch) group(route *mapping.Route) *group {
+	for len(b.position) <= route.Number {
+		b.position = append(b.position, 0)
+	}
+	at := &b.position[route.Number]
+	if *at == 0 {
+		b.groups = append(b.groups, group{route: route})
+		*at = len(b.groups)
+	}
+	return &b.groups[*at-1]
 }
 
 // keepUnits is the size up to which the room for a route's messages is kept for the next batch.
@@ -72,7 +86,7 @@ type group struct {
 func newBatch(entries []Entry, known *ledger, settled *batch) *batch {
 	b := settled
 	if b == nil {
-		b = &batch{position: map[*mapping.Route]int{}}
+		b = &batch{}
 	}
 	b.reset(entries)
 	if known != nil {
@@ -108,15 +122,10 @@ func newBatch(entries []Entry, known *ledger, settled *batch) *batch {
 			case tooLarge(outcome.Rows) != "":
 				b.letters = append(b.letters, deadLetter{entry: e, route: outcome.Route.Name, reason: ReasonDatabase, detail: tooLarge(outcome.Rows)})
 			case len(outcome.Rows) > 0:
-				at, known := b.position[outcome.Route]
-				if !known {
-					at = len(b.groups)
-					b.position[outcome.Route] = at
-					b.groups = append(b.groups, group{route: outcome.Route})
-				}
-				b.groups[at].units = append(b.groups[at].units, unit{entry: i, rows: outcome.Rows})
+				g := b.group(outcome.Route)
+				g.units = append(g.units, unit{entry: i, rows: outcome.Rows})
 			default:
-				b.settled.of(outcome.Route.Name).skipped[cmp.Or(outcome.Skip, mapping.SkipNoRows)]++
+				b.settled.of(outcome.Route.Name).skip(cmp.Or(outcome.Skip, mapping.SkipNoRows), 1)
 			}
 		}
 	}
@@ -125,13 +134,7 @@ func newBatch(entries []Entry, known *ledger, settled *batch) *batch {
 		known.batch++
 	}
 	b.groups = slices.DeleteFunc(b.groups, func(g group) bool { return len(g.units) == 0 }) // kept of the batch before
-	slices.SortFunc(b.groups, func(x, y group) int {
-		return cmp.Or(
-			cmp.Compare(x.route.Table.Schema, y.route.Table.Schema),
-			cmp.Compare(x.route.Table.Name, y.route.Table.Name),
-			cmp.Compare(x.route.Name, y.route.Name),
-		)
-	})
+	slices.SortFunc(b.groups, func(x, y group) int { return cmp.Compare(x.route.Number, y.route.Number) })
 	return b
 }
 

@@ -33,7 +33,7 @@ func BenchmarkWriter(b *testing.B) {
 				b.Fatal(err)
 			}
 			defer func() { _, _ = pool.Exec(ctx, "drop table "+config.Table) }()
-			w := NewWriter(pool, cfg, tables, NewCounters([]string{"telemetry"}), nil, nil, func([]Entry) {})
+			w := NewWriter(pool, cfg, tables, NewCounters(routes.All()), nil, nil, func([]Entry) {})
 			entries := make([]Entry, b.N)
 			for i := range entries {
 				m := &mapping.Message{Topic: fmt.Sprintf("devices/%d/telemetry", i%1000), Seed: uint64(i), ReceivedAt: time.Now().UTC().Truncate(time.Microsecond)}

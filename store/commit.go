@@ -98,15 +98,19 @@ func (w *Writer) attempt(ctx context.Context, b *batch) (*outcome, error) {
 	defer cancel()
 
 	began := time.Now()
-	o := &outcome{tallies: tallies{}, letters: append([]deadLetter(nil), b.letters...)}
-	var live []*insertion
+	o := &outcome{tallies: make(tallies, len(b.groups)), letters: append([]deadLetter(nil), b.letters...)}
+	live := make([]*insertion, 0, len(b.groups))
 	var broken error // of a route that holds the batch up
 	// Something fails: the others must not wait for it within one transaction.
 	careful := b.stubborn >= stubbornAttempts
 	for i := range b.groups {
 		g := &b.groups[i]
-		failing := w.tables.failing(g.route)
-		p, parked, err := w.tables.prepare(ctx, g.route)
+		p, parked, failing := w.tables.known(g.route)
+		var err error
+		if p == nil && parked == "" {
+			p, parked, err = w.tables.prepare(ctx, g.route)
+			progress()
+		}
 		switch {
 		case err != nil && classify(err) != verdictRoute:
 			return nil, &attemptError{verdict: verdictRetry, route: g.route, err: err}
@@ -122,8 +126,8 @@ func (w *Writer) attempt(ctx context.Context, b *batch) (*outcome, error) {
 			in.failing = failing
 			live = append(live, in)
 		}
-		progress()
 	}
+	progress()
 	if broken != nil && len(live) == 0 {
 		return nil, broken
 	}
@@ -210,10 +214,10 @@ func (b *batch) refused(in *insertion, o *outcome) map[*Entry]bool {
 
 // note tells the tables what became of the routes that were written.
 func (w *Writer) note(b *batch, live []*insertion, o *outcome) {
+	refusals := o.refusals(b)
 	for _, in := range live {
 		route := in.plan.route
 		parked, why, refused := false, "", 0
-		refusals := o.refusals(b)
 		for i := range refusals {
 			if l := &refusals[i]; l.route == route.Name {
 				switch l.reason {
@@ -227,11 +231,10 @@ func (w *Writer) note(b *batch, live []*insertion, o *outcome) {
 		if parked {
 			continue
 		}
-		if refused < len(b.groupOf(in).units) {
+		if refused > 0 && refused < len(b.groupOf(in).units) {
 			why = ""
 		}
-		w.tables.succeeded(route)
-		w.tables.refused(route, why)
+		w.tables.committed(route, why)
 	}
 }
 
@@ -434,6 +437,6 @@ func (w *Writer) count(o *outcome, in *insertion, messages int) {
 	t.written += written
 	t.duplicate += uint64(messages) - written - vanished
 	if vanished > 0 {
-		t.skipped[SkipRefusedByTable] += vanished
+		t.skip(SkipRefusedByTable, vanished)
 	}
 }

@@ -18,7 +18,9 @@ import (
 // A message that matches two routes counts once for each. Safe for concurrent use.
 type Counters struct {
 	mu     sync.Mutex
-	routes map[string]*RouteCounts
+	routes []*RouteCounts // by the number of the route
+	none   *RouteCounts   // of messages without one
+	names  map[string]*RouteCounts
 }
 
 // RouteCounts is the conservation law of one route.
@@ -26,18 +28,24 @@ type RouteCounts struct {
 	Route        string
 	Received     uint64
 	Written      uint64 // at least one row of the message was inserted
+	Rows         uint64 // that were inserted
 	Duplicate    uint64 // its outcome is committed already: a redelivery, or all its rows were there
 	DeadLettered map[mapping.Reason]uint64
 	Skipped      map[mapping.SkipReason]uint64
 	InFlight     uint64 // received and not settled yet
 }
 
-// NewCounters counts for the named routes, which are shown from the start with zeros, and for
-// messages without a route under the name none.
-func NewCounters(routes []string) *Counters {
-	c := &Counters{routes: map[string]*RouteCounts{}}
-	for _, name := range append([]string{noRoute}, routes...) {
-		c.route(name)
+// NewCounters counts for the routes given, which must be all that there are and are shown from the start with
+// zeros, and for messages without a route under the name none.
+func NewCounters(routes []*mapping.Route) *Counters {
+	c := &Counters{routes: make([]*RouteCounts, len(routes)), names: map[string]*RouteCounts{}}
+	counts := func(name string) *RouteCounts {
+		c.names[name] = &RouteCounts{Route: name, DeadLettered: map[mapping.Reason]uint64{}, Skipped: map[mapping.SkipReason]uint64{}}
+		return c.names[name]
+	}
+	c.none = counts(noRoute)
+	for _, route := range routes {
+		c.routes[route.Number] = counts(route.Name)
 	}
 	return c
 }
@@ -46,8 +54,8 @@ func NewCounters(routes []string) *Counters {
 func (c *Counters) Snapshot() []RouteCounts {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	all := make([]RouteCounts, 0, len(c.routes))
-	for _, r := range c.routes {
+	all := make([]RouteCounts, 0, len(c.names))
+	for _, r := range c.names {
 		counts := *r
 		counts.DeadLettered = maps.Clone(r.DeadLettered)
 		counts.Skipped = maps.Clone(r.Skipped)
@@ -57,29 +65,17 @@ func (c *Counters) Snapshot() []RouteCounts {
 	return all
 }
 
-// route is called with mu held.
-func (c *Counters) route(name string) *RouteCounts {
-	r := c.routes[name]
-	if r == nil {
-		r = &RouteCounts{Route: name, DeadLettered: map[mapping.Reason]uint64{}, Skipped: map[mapping.SkipReason]uint64{}}
-		c.routes[name] = r
-	}
-	return r
-}
-
 func (c *Counters) received(e *Entry) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	count := func(name string) {
-		r := c.route(name)
-		r.Received++
-		r.InFlight++
-	}
 	if len(e.Outcomes) == 0 {
-		count(noRoute)
+		c.none.Received++
+		c.none.InFlight++
 	}
 	for i := range e.Outcomes {
-		count(e.Outcomes[i].Route.Name)
+		r := c.routes[e.Outcomes[i].Route.Number]
+		r.Received++
+		r.InFlight++
 	}
 }
 
@@ -88,8 +84,9 @@ func (c *Counters) settled(tallies map[string]*tally) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for name, t := range tallies {
-		r := c.route(name)
+		r := c.names[name]
 		r.Written += t.written
+		r.Rows += t.rows
 		r.Duplicate += t.duplicate
 		r.InFlight -= t.written + t.duplicate
 		for reason, n := range t.deadLettered {
@@ -107,17 +104,16 @@ func (c *Counters) settled(tallies map[string]*tally) {
 func (c *Counters) abandoned(entries []Entry) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	count := func(name string) {
-		r := c.route(name)
+	count := func(r *RouteCounts) {
 		r.Skipped[SkipAbandoned]++
 		r.InFlight--
 	}
 	for i := range entries {
 		if len(entries[i].Outcomes) == 0 {
-			count(noRoute)
+			count(c.none)
 		}
 		for j := range entries[i].Outcomes {
-			count(entries[i].Outcomes[j].Route.Name)
+			count(c.routes[entries[i].Outcomes[j].Route.Number])
 		}
 	}
 }
@@ -126,8 +122,22 @@ func (c *Counters) abandoned(entries []Entry) {
 type tally struct {
 	written, duplicate uint64
 	rows               uint64
-	deadLettered       map[mapping.Reason]uint64
-	skipped            map[mapping.SkipReason]uint64
+	deadLettered       map[mapping.Reason]uint64     // nil: none
+	skipped            map[mapping.SkipReason]uint64 // nil: none
+}
+
+func (t *tally) deadLetter(reason mapping.Reason) {
+	if t.deadLettered == nil {
+		t.deadLettered = map[mapping.Reason]uint64{}
+	}
+	t.deadLettered[reason]++
+}
+
+func (t *tally) skip(reason mapping.SkipReason, n uint64) {
+	if t.skipped == nil {
+		t.skipped = map[mapping.SkipReason]uint64{}
+	}
+	t.skipped[reason] += n
 }
 
 type tallies map[string]*tally
@@ -135,7 +145,7 @@ type tallies map[string]*tally
 func (t tallies) of(route string) *tally {
 	r := t[route]
 	if r == nil {
-		r = &tally{deadLettered: map[mapping.Reason]uint64{}, skipped: map[mapping.SkipReason]uint64{}}
+		r = &tally{}
 		t[route] = r
 	}
 	return r
@@ -144,6 +154,7 @@ func (t tallies) of(route string) *tally {
 var (
 	descReceived = prometheus.NewDesc("bridge_messages_received_total", "Messages received for a route.", []string{"route"}, nil)
 	descWritten  = prometheus.NewDesc("bridge_messages_written_total", "Messages of which at least one row was inserted.", []string{"route"}, nil)
+	descRows     = prometheus.NewDesc("bridge_rows_written_total", "Rows inserted into route tables.", []string{"route"}, nil)
 	descDup      = prometheus.NewDesc("bridge_messages_duplicate_total", "Messages whose outcome was committed already: redeliveries, and those whose rows were all there.", []string{"route"}, nil)
 	descDead     = prometheus.NewDesc("bridge_messages_dead_lettered_total", "Messages kept in the table of dead letters.", []string{"route", "reason"}, nil)
 	descSkipped  = prometheus.NewDesc("bridge_messages_skipped_total", "Messages passed over; abandoned: left unacknowledged at a hard stop, for the broker to deliver again; refused_by_table: a trigger or rule of the table kept nothing of them.", []string{"route", "reason"}, nil)
@@ -152,7 +163,7 @@ var (
 
 // Describe implements [prometheus.Collector].
 func (c *Counters) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descReceived, descWritten, descDup, descDead, descSkipped, descInFlight} {
+	for _, d := range []*prometheus.Desc{descReceived, descWritten, descRows, descDup, descDead, descSkipped, descInFlight} {
 		ch <- d
 	}
 }
@@ -165,6 +176,7 @@ func (c *Counters) Collect(ch chan<- prometheus.Metric) {
 	for _, r := range c.Snapshot() {
 		counter(descReceived, r.Received, r.Route)
 		counter(descWritten, r.Written, r.Route)
+		counter(descRows, r.Rows, r.Route)
 		counter(descDup, r.Duplicate, r.Route)
 		for _, reason := range LetterReasons() {
 			// From 0: a rate or an increase does not see the first letter of a series that begins with it. The same

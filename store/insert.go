@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unique"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
@@ -49,10 +50,14 @@ type plan struct {
 	names    []string
 	kinds    []int64 // of the columns, as columnKind tells them
 	altered  string  // null, or an error where a column's type is not the one that was looked at
-	copy     string  // copy t (columns) from stdin; empty: the rows are inserted
-	drops    bool    // a trigger before the insert may let rows vanish
-	timeless bool    // the time is not in the key
+	alike    likeness
+	copy     string // copy t (columns) from stdin; empty: the rows are inserted
+	drops    bool   // a trigger before the insert may let rows vanish
+	timeless bool   // the time is not in the key
 }
+
+// likeness is the same for plans that say the same of the same table.
+type likeness = unique.Handle[string]
 
 // columnKind tells the type of a column a of pg_attribute, and its modifiers, in one number.
 const columnKind = "a.atttypid::int8 * 4294967296 + a.atttypmod"
@@ -92,6 +97,7 @@ func newPlan(route *mapping.Route, table *catalogTable) *plan {
 		p.copy = "copy " + tableIdentifier(&route.Table).Sanitize() + " (" + strings.Join(names, ", ") + ") from stdin (format binary)"
 		p.drops = table.triggers
 	}
+	p.alike = unique.Make(fmt.Sprint(p.copy, p.altered, p.conflict, p.oids))
 	return p
 }
 
@@ -239,6 +245,7 @@ type insertion struct {
 	inserted map[rowKey]struct{}
 
 	buffers [][]byte
+	copy    part // that of the COPY
 }
 
 // part is one statement of an insertion and the rows it carries.
@@ -264,7 +271,8 @@ func (in *insertion) prepare(p *plan, units []unit) {
 	in.gather(p, units)
 	if in.copies() {
 		in.copying = true
-		in.parts = append(in.parts, &part{rows: in.rows, statement: statement{sql: p.copy, columns: len(p.oids)}})
+		in.copy = part{rows: in.rows, statement: statement{sql: p.copy, columns: len(p.oids)}}
+		in.parts = append(in.parts, &in.copy)
 		return
 	}
 	in.insert()
@@ -298,6 +306,7 @@ func (in *insertion) letGo() {
 	clear(in.rows[:cap(in.rows)]) // an isolation leaves others behind those of its last part
 	clear(in.parts[:cap(in.parts)])
 	clear(in.joint[:cap(in.joint)])
+	in.copy = part{}
 	in.units, in.rows, in.parts, in.inserted = nil, in.rows[:0], in.parts[:0], nil
 	if cap(in.rows) > keepUnits {
 		in.rows = nil

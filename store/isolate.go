@@ -86,13 +86,13 @@ func (is *isolation) route(ctx context.Context, in *insertion) error {
 	park := func(why string) {
 		is.outcome.letters = append(is.outcome.letters, is.batch.refuse(g, g.units, ReasonTableUnusable, why)...)
 	}
-	if _, why := is.writer.tables.known(route); why != "" {
+	if _, why, _ := is.writer.tables.known(route); why != "" {
 		park(why) // another writer has parked it, or this attempt
 		return nil
 	}
 	hold := func(err error) {
 		if is.writer.tables.failed(route, err, true, is.began) {
-			_, why := is.writer.tables.known(route)
+			_, why, _ := is.writer.tables.known(route)
 			park(why)
 		} else {
 			is.broken = cmp.Or(is.broken, error(&attemptError{verdict: verdictRoute, route: route, err: err}))

@@ -125,12 +125,14 @@ func TestDeferredConstraint(t *testing.T) {
 func TestProgramLimits(t *testing.T) {
 	t.Parallel()
 	_, pool := newDatabase(t)
-	route := &mapping.Route{Name: "crafted", Table: mapping.Table{Name: "crafted", KeyColumns: []string{"device_id", "time", "message_id"}, Partition: mapping.PartitionNone, Columns: []mapping.Column{
+	route := &mapping.Route{Name: "crafted", Number: 1, Table: mapping.Table{Name: "crafted", KeyColumns: []string{"device_id", "time", "message_id"}, Partition: mapping.PartitionNone, Columns: []mapping.Column{
 		{Name: "device_id", Type: "text", OID: 25, NotNull: true},
 		{Name: "time", Type: "timestamptz", OID: 1184, NotNull: true},
 		{Name: "message_id", Type: "uuid", OID: 2950, NotNull: true},
 	}}}
 	l := newLine(t, pool, impatient(t), nil, telemetry)
+	l.counters = NewCounters([]*mapping.Route{l.routes.All()[0], route})
+	l.renew(impatient(t), nil)
 	for i, device := range []string{"good", incompressible(65_536), "better"} {
 		row := mapping.Row{DeviceID: device, Time: int64(i), MessageID: [16]byte{byte(i)}}
 		row.Fields = appendField(row.Fields, []byte(device))

@@ -11,7 +11,7 @@ func arrange(live []*insertion) {
 			continue
 		}
 		for _, other := range live[i+1:] { // those of a table stand together
-			if other.plan.table != in.plan.table {
+			if other.plan.alike != in.plan.alike && other.plan.table != in.plan.table {
 				break
 			}
 			if other.copying && other.leader == nil && in.plan.joins(other.plan) {
@@ -45,8 +45,7 @@ func (in *insertion) insertDuplicates() bool {
 // joins says whether rows of both plans may stand in one COPY. Where a trigger may let some vanish, it would
 // not be known whose, and a table without the unique index would have to be read from end to end to find out.
 func (p *plan) joins(other *plan) bool {
-	return !p.drops && !other.drops && p.conflict != "" && p.copy == other.copy && p.altered == other.altered &&
-		p.conflict == other.conflict && p.timeless == other.timeless && slices.Equal(p.oids, other.oids)
+	return p.alike == other.alike && !p.drops && !other.drops && p.conflict != ""
 }
 
 // lead takes the rows of the others into the COPY, unless a key stands twice in them.

@@ -125,7 +125,7 @@ func costOf(ctx context.Context, pool *pgxpool.Pool, config mapping.RouteConfig,
 			return c, err
 		}
 	}
-	w := NewWriter(pool, cfg, tables, NewCounters([]string{"telemetry"}), nil, lease, func([]Entry) {})
+	w := NewWriter(pool, cfg, tables, NewCounters(routes.All()), nil, lease, func([]Entry) {})
 	if withLedger {
 		w.ledger = newLedger()
 		if err := w.ledger.load(ctx, pool, "bridge", lease); err != nil {

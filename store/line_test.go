@@ -61,12 +61,8 @@ func compile(t *testing.T, configs ...mapping.RouteConfig) *mapping.Routes {
 func newLine(t *testing.T, pool *pgxpool.Pool, cfg Config, fence *Lease, configs ...mapping.RouteConfig) *line {
 	t.Helper()
 	l := &line{t: t, pool: pool, routes: compile(t, configs...)}
-	var names []string
-	for _, r := range l.routes.All() {
-		names = append(names, r.Name)
-	}
 	l.tables = NewTables(pool, cfg, l.routes)
-	l.counters = NewCounters(names)
+	l.counters = NewCounters(l.routes.All())
 	l.metrics = NewMetrics(prometheus.NewRegistry())
 	l.renew(cfg, fence)
 	return l

@@ -14,9 +14,8 @@ import (
 type Metrics struct {
 	commitDuration prometheus.Histogram
 	batchMessages  prometheus.Histogram
-	latency        prometheus.Histogram
-	eventLag       *prometheus.HistogramVec
-	rows           *prometheus.CounterVec
+	latency        *histograms
+	eventLag       *histograms // by the number of the route
 	retries        *prometheus.CounterVec
 	databaseUp     prometheus.Gauge
 	sessionsOwned  prometheus.Gauge
@@ -39,20 +38,15 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Help:    "Messages in a batch.",
 			Buckets: prometheus.ExponentialBuckets(1, 2, 15), // 1 to 16384
 		}),
-		latency: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name:    "bridge_ingest_latency_seconds",
-			Help:    "Time from the receipt of a message to its commit.",
-			Buckets: prometheus.ExponentialBuckets(0.001, 2, 18), // 1 ms to 131 s
-		}),
-		eventLag: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name:    "bridge_event_lag_seconds",
-			Help:    "Age of a message's event time at its commit; the clock of a device that runs ahead makes it negative.",
-			Buckets: []float64{0, 0.1, 1, 5, 15, 60, 300, 900, 3600, 21600, 86400, 604800},
-		}, []string{"route"}),
-		rows: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "bridge_rows_written_total",
-			Help: "Rows inserted into route tables.",
-		}, []string{"route"}),
+		latency: &histograms{
+			desc:   prometheus.NewDesc("bridge_ingest_latency_seconds", "Time from the receipt of a message to its commit.", nil, nil),
+			bounds: prometheus.ExponentialBuckets(0.001, 2, 18), // 1 ms to 131 s
+		},
+		eventLag: &histograms{
+			desc: prometheus.NewDesc("bridge_event_lag_seconds",
+				"Age of a message's event time at its commit; the clock of a device that runs ahead makes it negative.", []string{"route"}, nil),
+			bounds: []float64{0, 0.1, 1, 5, 15, 60, 300, 900, 3600, 21600, 86400, 604800},
+		},
 		retries: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "bridge_database_retries_total",
 			Help: "Attempts to commit a batch that were repeated, by class of SQLSTATE or kind of failure.",
@@ -68,7 +62,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		oldest:  prometheus.NewDesc("bridge_oldest_unacknowledged_seconds", "Age of the oldest message of a session that is not committed.", []string{"session"}, nil),
 		writers: map[*Writer]struct{}{},
 	}
-	reg.MustRegister(m.commitDuration, m.batchMessages, m.latency, m.eventLag, m.rows, m.retries, m.databaseUp, m.sessionsOwned, (*oldestCollector)(m))
+	reg.MustRegister(m.commitDuration, m.batchMessages, m.latency, m.eventLag, m.retries, m.databaseUp, m.sessionsOwned, (*oldestCollector)(m))
 	return m
 }
 
@@ -127,25 +121,27 @@ func (m *Metrics) setOwned(n int) {
 	}
 }
 
-func (m *Metrics) committed(b *batch, o *outcome, now time.Time, took time.Duration) {
+func (m *Metrics) committed(b *batch, now time.Time, took time.Duration) {
 	if m == nil {
 		return
 	}
 	m.commitDuration.Observe(took.Seconds())
 	m.batchMessages.Observe(float64(len(b.entries)))
+	m.latency.mu.Lock()
+	latency := m.latency.at(0)
 	for i := range b.entries {
-		m.latency.Observe(now.Sub(b.entries[i].ReceivedAt).Seconds())
+		latency.observe(m.latency.bounds, now.Sub(b.entries[i].ReceivedAt).Seconds())
 	}
+	m.latency.mu.Unlock()
+
 	micros := now.UnixMicro() - postgresEpoch
-	for _, g := range b.groups {
-		lag := m.eventLag.WithLabelValues(g.route.Name)
-		for _, u := range g.units {
-			lag.Observe(float64(micros-u.rows[0].Time) / 1e6)
-		}
-	}
-	for route, t := range o.tallies {
-		if t.rows > 0 {
-			m.rows.WithLabelValues(route).Add(float64(t.rows))
+	m.eventLag.mu.Lock()
+	defer m.eventLag.mu.Unlock()
+	for i := range b.groups {
+		g := &b.groups[i]
+		lag := m.eventLag.at(g.route.Number, g.route.Name)
+		for j := range g.units {
+			lag.observe(m.eventLag.bounds, float64(micros-g.units[j].rows[0].Time)/1e6)
 		}
 	}
 }

@@ -219,14 +219,14 @@ func TestMaintenanceRenewsPlans(t *testing.T) {
 	if err := tables.maintain(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	if p, _ := tables.known(route); p == nil || !p.drops {
+	if p, _, _ := tables.known(route); p == nil || !p.drops {
 		t.Errorf("plan %+v, want one that knows of the trigger", p)
 	}
 	execute(`alter table telemetry drop column status`)
 	if err := tables.maintain(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	if p, _ := tables.known(route); p != nil {
+	if p, _, _ := tables.known(route); p != nil {
 		t.Errorf("the table lacks a column, and is not looked at again")
 	}
 }

@@ -150,15 +150,11 @@ func (t *Tables) state(route *mapping.Route) *tableState {
 	return s
 }
 
-// prepare returns how to insert a route's rows. A nil plan without an error means that the route is
+// prepare looks at a route's table and returns how to insert its rows. A nil plan without an error means that the route is
 // parked, and why.
 func (t *Tables) prepare(ctx context.Context, route *mapping.Route) (_ *plan, parked string, err error) {
-	p, parked := t.known(route)
-	if p != nil || parked != "" {
-		return p, parked, nil
-	}
 	err = t.ensureRoute(ctx, route, false, newSurvey(t.pool, t.cfg.Schema))
-	p, parked = t.known(route)
+	p, parked, _ := t.known(route)
 	if parked != "" {
 		return nil, parked, nil
 	}
@@ -169,15 +165,15 @@ func (t *Tables) prepare(ctx context.Context, route *mapping.Route) (_ *plan, pa
 }
 
 // known returns what a route's rows are inserted with, nil when its table has to be looked at; or why it
-// is parked.
-func (t *Tables) known(route *mapping.Route) (_ *plan, parked string) {
+// is parked. Failing says that the last attempt to write its table did not succeed.
+func (t *Tables) known(route *mapping.Route) (_ *plan, parked string, failing bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s := t.state(route)
 	if s.parked {
-		return nil, s.reason
+		return nil, s.reason, true
 	}
-	return s.plan, ""
+	return s.plan, "", s.reason != ""
 }
 
 // uncopied notes that a route's table takes inserts alone, as long as it is not looked at again.
@@ -299,6 +295,20 @@ func (t *Tables) succeeded(route *mapping.Route) {
 	t.mended(route, t.state(route))
 }
 
+// committed notes that a batch with rows of a route was committed, and why the database refused every message of
+// the route; an empty refusal: it did not.
+func (t *Tables) committed(route *mapping.Route, refusal string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.state(route)
+	t.mended(route, s)
+	if refusal == "" {
+		s.refusals = 0
+		return
+	}
+	s.refusals, s.refusal = s.refusals+1, refusal
+}
+
 // mended is called with mu held.
 func (t *Tables) mended(route *mapping.Route, s *tableState) {
 	if s.reason == "" {
@@ -309,19 +319,6 @@ func (t *Tables) mended(route *mapping.Route, s *tableState) {
 		s.mendedAt = time.Now()
 	}
 	s.reason, s.byInsert, s.parked = "", false, false
-}
-
-// refused notes of a batch whether the database refused every message of a route; an empty why: it
-// did not.
-func (t *Tables) refused(route *mapping.Route, why string) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	s := t.state(route)
-	if why == "" {
-		s.refusals = 0
-		return
-	}
-	s.refusals, s.refusal = s.refusals+1, why
 }
 
 // ensureRoute brings a route's table to what the route needs and notes how to insert into it. An

@@ -32,7 +32,7 @@ func (w *Writer) recount(ctx context.Context, conn *pgx.Conn, b *batch, live []*
 		if in.unsure() {
 			w.tables.lookAgain(route)
 			if there, err := w.present(ctx, conn, route, in.units); err == nil {
-				t.written, t.skipped[SkipRefusedByTable] = there, uint64(len(in.units))-there
+				t.written, t.skipped = there, map[mapping.SkipReason]uint64{SkipRefusedByTable: uint64(len(in.units)) - there}
 			} else {
 				_ = conn.Close(ctx)
 				return
@@ -51,7 +51,7 @@ func (w *Writer) recount(ctx context.Context, conn *pgx.Conn, b *batch, live []*
 		}
 		if absent := min(uint64(len(units))-there, t.duplicate); absent > 0 {
 			t.duplicate -= absent
-			t.skipped[SkipRefusedByTable] += absent
+			t.skip(SkipRefusedByTable, absent)
 			w.tables.vanish(route)
 		}
 	}

@@ -53,8 +53,8 @@ type Writer struct {
 	status    WriterStatus
 
 	// Of Run alone.
-	insertions map[*mapping.Route]*insertion
-	ledger     *ledger // nil without a fence: who shares a session cannot keep its ledger
+	insertions []*insertion // by the number of the route; nil: it has had no rows yet
+	ledger     *ledger      // nil without a fence: who shares a session cannot keep its ledger
 }
 
 // WriterStatus is what a writer is doing.
@@ -81,12 +81,11 @@ func NewWriter(pool *pgxpool.Pool, cfg Config, tables *Tables, counters *Counter
 	cfg = cfg.withDefaults()
 	w := &Writer{
 		pool: pool, cfg: cfg, tables: tables, counters: counters, metrics: metrics, fence: fence, settle: settle,
-		log:        cfg.Log.Named("writer"),
-		wake:       make(chan struct{}, 1),
-		retry:      make(chan struct{}, 1),
-		done:       make(chan struct{}),
-		opened:     make(chan struct{}),
-		insertions: map[*mapping.Route]*insertion{},
+		log:    cfg.Log.Named("writer"),
+		wake:   make(chan struct{}, 1),
+		retry:  make(chan struct{}, 1),
+		done:   make(chan struct{}),
+		opened: make(chan struct{}),
 	}
 	if fence != nil {
 		w.log = w.log.With(zap.Int("session", fence.Index))
@@ -169,8 +168,8 @@ func (w *Writer) Run(ctx context.Context) error {
 // letGo forgets a batch that is settled, but for memory that the next one uses.
 func (w *Writer) letGo(b *batch) {
 	for i := range b.groups {
-		if in := w.insertions[b.groups[i].route]; in != nil { // nil: its route was parked all the time
-			in.letGo()
+		if n := b.groups[i].route.Number; n < len(w.insertions) && w.insertions[n] != nil { // else it was parked all the time
+			w.insertions[n].letGo()
 		}
 	}
 	b.reset(nil)
@@ -414,17 +413,17 @@ func (w *Writer) take() (_ []Entry, wait time.Duration) {
 func (w *Writer) settled(b *batch, o *outcome, started time.Time) {
 	now := time.Now()
 	for _, l := range o.letters {
-		o.tallies.of(l.route).deadLettered[l.reason]++
+		o.tallies.of(l.route).deadLetter(l.reason)
 	}
 	for route, t := range b.settled {
 		into := o.tallies.of(route)
 		into.duplicate += t.duplicate
 		for reason, n := range t.skipped {
-			into.skipped[reason] += n
+			into.skip(reason, n)
 		}
 	}
 	w.counters.settled(o.tallies)
-	w.metrics.committed(b, o, now, now.Sub(started))
+	w.metrics.committed(b, now, now.Sub(started))
 	w.settle(b.entries)
 
 	w.mu.Lock()
@@ -507,10 +506,12 @@ func (w *Writer) noteError(err error, route *mapping.Route) {
 
 // insertion returns the memory of a route's inserts.
 func (w *Writer) insertion(route *mapping.Route) *insertion {
-	in := w.insertions[route]
-	if in == nil {
-		in = &insertion{}
-		w.insertions[route] = in
+	for len(w.insertions) <= route.Number {
+		w.insertions = append(w.insertions, nil)
 	}
-	return in
+	in := &w.insertions[route.Number]
+	if *in == nil {
+		*in = &insertion{}
+	}
+	return *in
 }

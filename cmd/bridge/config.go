@@ -339,13 +339,3 @@ func (cfg *config) databaseName() string {
 	c := cfg.pool.ConnConfig
 	return fmt.Sprintf("%s@%s:%d/%s", c.User, c.Host, c.Port, c.Database)
 }
-
-// routeNames are the names of the compiled routes in order.
-func (cfg *config) routeNames() []string {
-	var list []string
-	for _, r := range cfg.routes.All() {
-		list = append(list, r.Name)
-	}
-	slices.Sort(list)
-	return list
-}

@@ -104,7 +104,7 @@ func newService(ctx context.Context, cfg *config, log *zap.Logger) (*service, er
 			ConstLabels: prometheus.Labels{"version": v, "commit": c},
 		}, func() float64 { return 1 }))
 
-	s.counters = store.NewCounters(cfg.routeNames())
+	s.counters = store.NewCounters(cfg.routes.All())
 	s.registry.MustRegister(s.counters)
 	s.metrics = store.NewMetrics(s.registry)
 	s.tables = store.NewTables(pool, cfg.store(log), cfg.routes)
