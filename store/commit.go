@@ -99,35 +99,12 @@ func (w *Writer) attempt(ctx context.Context, b *batch) (*outcome, error) {
 
 	began := time.Now()
 	o := &outcome{tallies: make(tallies, len(b.groups)), letters: append([]deadLetter(nil), b.letters...)}
-	live := make([]*insertion, 0, len(b.groups))
-	var broken error // of a route that holds the batch up
-	// Something fails: the others must not wait for it within one transaction.
-	careful := b.stubborn >= stubbornAttempts
-	for i := range b.groups {
-		g := &b.groups[i]
-		p, parked, failing := w.tables.known(g.route)
-		var err error
-		if p == nil && parked == "" {
-			p, parked, err = w.tables.prepare(ctx, g.route)
-			progress()
-		}
-		switch {
-		case err != nil && classify(err) != verdictRoute:
-			return nil, &attemptError{verdict: verdictRetry, route: g.route, err: err}
-		case err != nil:
-			careful = true
-			broken = cmp.Or(broken, error(&attemptError{verdict: verdictRoute, route: g.route, err: err}))
-		case p == nil:
-			o.letters = append(o.letters, b.refuse(g, g.units, ReasonTableUnusable, parked)...)
-		default:
-			careful = careful || failing
-			in := w.insertion(g.route)
-			in.prepare(p, g.units)
-			in.failing = failing
-			live = append(live, in)
-		}
+	live, careful, broken, err := w.prepare(ctx, b, o, progress)
+	if err != nil {
+		return nil, err
 	}
-	progress()
+	// Something fails: the others must not wait for it within one transaction.
+	careful = careful || b.stubborn >= stubbornAttempts
 	if broken != nil && len(live) == 0 {
 		return nil, broken
 	}
@@ -194,6 +171,39 @@ func (w *Writer) attempt(ctx context.Context, b *batch) (*outcome, error) {
 	}
 	w.recount(ctx, conn.Conn(), b, live, o)
 	return o, nil
+}
+
+// prepare makes the statements of all routes that are not parked, whose messages become letters of the outcome.
+// careful says that the last attempt to write one of them did not succeed, or that its table cannot be looked at:
+// broken is the first of these.
+func (w *Writer) prepare(ctx context.Context, b *batch, o *outcome, progress func()) (live []*insertion, careful bool, broken, err error) {
+	live = make([]*insertion, 0, len(b.groups))
+	for i := range b.groups {
+		g := &b.groups[i]
+		p, parked, failing := w.tables.known(g.route)
+		if p == nil && parked == "" {
+			p, parked, err = w.tables.prepare(ctx, g.route)
+			progress()
+		}
+		switch {
+		case err != nil && classify(err) != verdictRoute:
+			return nil, false, nil, &attemptError{verdict: verdictRetry, route: g.route, err: err}
+		case err != nil:
+			careful = true
+			broken = cmp.Or(broken, error(&attemptError{verdict: verdictRoute, route: g.route, err: err}))
+			err = nil
+		case p == nil:
+			o.letters = append(o.letters, b.refuse(g, g.units, ReasonTableUnusable, parked)...)
+		default:
+			careful = careful || failing
+			in := w.insertion(g.route)
+			in.prepare(p, g.units)
+			in.failing = failing
+			live = append(live, in)
+		}
+	}
+	progress()
+	return live, careful, broken, nil
 }
 
 // refusals are the letters of an attempt, behind those that the batch brought along: of rows that the

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/mqttpg/bridge/mapping"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // benchEntries are so many messages of a thousand devices, mapped, as the writer takes them.
@@ -49,6 +50,94 @@ func BenchmarkEncodeBatch(b *testing.B) {
 			}
 			if len(in.parts) != 1 || len(in.parts[0].rows) != len(entries) || in.copying != (kind == "copy") {
 				b.Fatalf("%d statements, copying %t", len(in.parts), in.copying)
+			}
+		})
+	}
+}
+
+// BenchmarkRoutes takes messages all the way from the mapping to the counting but for the wire to the server; an
+// operation is a message. Many routes write into one table, and a batch has some messages of each.
+func BenchmarkRoutes(b *testing.B) {
+	const size, devices = 2500, 1000
+	for _, n := range []int{1, 200} {
+		b.Run(fmt.Sprintf("routes=%d", n), func(b *testing.B) {
+			var configs []mapping.RouteConfig
+			for i := range n {
+				configs = append(configs, mapping.RouteConfig{
+					Name: fmt.Sprintf("r%d", i), Topic: fmt.Sprintf("s%03d/{device_id}/telemetry", i), Table: "telemetry", Time: "$.ts", Payload: "drop",
+					Columns: "id:uuid=$.id, temperature:float8=$.temperature, humidity:float8=$.humidity, battery:float8=$.battery, status:text=$.status",
+				})
+			}
+			routes, err := mapping.Compile(configs)
+			if err != nil {
+				b.Fatal(err)
+			}
+			w := NewWriter(nil, Config{MaxMessages: size}, NewTables(nil, Config{}, routes), NewCounters(routes.All()), NewMetrics(prometheus.NewRegistry()), nil, func(entries []Entry) {
+				for i := range entries {
+					entries[i].Arena.Release(1)
+				}
+			})
+			for _, route := range routes.All() {
+				w.tables.states[route].plan = newPlan(route, &catalogTable{uniqueKeys: [][]string{slices.Sorted(slices.Values(route.Table.KeyColumns))}, copied: true})
+			}
+			var messages []*mapping.Message
+			for i := range 4 * devices {
+				d := i * 7919 % devices
+				messages = append(messages, &mapping.Message{
+					Topic: fmt.Sprintf("s%03d/d%07d/telemetry", d%n, d), QoS: 1, Seed: uint64(i), ReceivedAt: time.UnixMicro(int64(1767323045678000 + i)),
+					Payload: fmt.Appendf(nil, `{"id":"0197f3a4-5b6c-7d8e-9f00-%012d","ts":"2026-01-02T03:04:%02d.%03dZ","temperature":21.5,"humidity":48.2,"battery":3.71,"status":"ok"}`, i, i/1000%60, i%1000),
+				})
+			}
+			var arena *mapping.Arena
+			var last *batch
+			var wire []byte
+			ready := func() {}
+			b.ReportAllocs()
+			b.ResetTimer()
+			for i := range b.N {
+				m := messages[i%len(messages)]
+				var a *mapping.Arena
+				arena, a = arena.Next(len(m.Payload))
+				a.Hold()
+				w.Enqueue(Entry{Message: m, Outcomes: routes.MapCopy(m, nil, a), Arena: a, Size: 500, ReceivedAt: m.ReceivedAt})
+				if (i+1)%size != 0 {
+					continue
+				}
+				entries, _ := w.take()
+				last = newBatch(entries, nil, last)
+				o := &outcome{tallies: make(tallies, len(last.groups))}
+				live, _, _, err := w.prepare(b.Context(), last, o, ready)
+				if err != nil {
+					b.Fatal(err)
+				}
+				arrange(live)
+				var copied []*plan
+				for _, in := range live {
+					if in.leader != nil {
+						continue
+					}
+					copied = append(copied, in.plan)
+					for rows := in.parts[0].copied; len(rows) > 0; {
+						rows, wire = appendCopyData(wire[:0], rows, in.parts[0].columns)
+					}
+					in.parts[0].affected = size
+				}
+				for _, in := range live {
+					in.share()
+				}
+				if unaltered(copied); len(copied) != 1 {
+					b.Fatalf("%d statements, want one for all routes", len(copied))
+				}
+				for _, in := range live {
+					w.count(o, in, len(in.units))
+				}
+				w.note(last, live, o)
+				for _, in := range live {
+					in.learn(o.tallies.of(in.plan.route.Name).duplicate > 0)
+				}
+				w.recount(b.Context(), nil, last, live, o)
+				w.settled(last, o, time.Now())
+				w.letGo(last)
 			}
 		})
 	}
