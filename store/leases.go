@@ -38,8 +38,11 @@ type LeaseConfig struct {
 	Owner          string        // id of this process, never used by another one
 	Heartbeat      time.Duration // default 1 s
 	TTL            time.Duration // a replica without a heartbeat for so long is dead; default 5 s
-	Log            *zap.Logger
-	Metrics        *Metrics // may be nil
+	// ReachesBroker is asked before each heartbeat, which tells the other replicas; nil: not told, as is its answer
+	// nil. The goroutine of Run calls it: it must not wait.
+	ReachesBroker func() *bool
+	Log           *zap.Logger
+	Metrics       *Metrics // may be nil
 }
 
 // Lease is the right to one MQTT session. Batches are fenced with it.
@@ -69,6 +72,8 @@ type LeaseStatus struct {
 	InUse         int       // how many of them are shared out
 	Retiring      []int     // out of use, or beyond BRIDGE_MQTT_SESSIONS, and not drained yet
 	Drained       []int     // out of use since [RequestDrain], and drained; others could be in use
+	BrokerReached bool      // a live other replica tells that it reaches the broker; false while LastError is set
+	BrokerMissed  bool      // a live other replica tells that it does not; false while LastError is set
 	LastHeartbeat time.Time // zero: none yet
 	LastTurn      time.Time // when the loop last showed life, with or without a heartbeat; zero: it has not begun
 	LastError     string    // since LastHeartbeat; empty: none
@@ -160,7 +165,7 @@ func NewLeases(pool *pgxpool.Pool, cfg LeaseConfig) *Leases {
 // has, the session stays this replica's (but for ErrFenced) and the heartbeat goes on. When hold
 // returns for reasons of its own, the session is free for anybody.
 //
-// Run returns nil after ctx is done, all holds have returned and the sessions are released.
+// Run returns nil after ctx is done, all holds have returned and the sessions are released. It may then be called again.
 func (l *Leases) Run(ctx context.Context, hold func(ctx context.Context, lease *Lease)) error {
 	// The database is used until the last hold has returned, beyond the end of ctx.
 	db := context.WithoutCancel(ctx)
@@ -180,6 +185,7 @@ func (l *Leases) Run(ctx context.Context, hold func(ctx context.Context, lease *
 		}
 		if stopping == nil && len(l.held) == 0 { // only this goroutine changes held
 			l.leave(db)
+			l.forget()
 			return nil
 		}
 	}
@@ -220,6 +226,7 @@ func (l *Leases) turn(db, ctx context.Context, hold func(context.Context, *Lease
 	l.status.LastError = ""
 	if err != nil {
 		l.status.LastError = err.Error()
+		l.status.BrokerReached, l.status.BrokerMissed = false, false // nobody knows
 	}
 	l.mu.Unlock()
 	switch {
@@ -233,8 +240,12 @@ func (l *Leases) turn(db, ctx context.Context, hold func(context.Context, *Lease
 }
 
 func (l *Leases) heartbeat(db context.Context) error {
-	_, err := l.pool.Exec(db, `insert into `+l.table("replicas")+` as r (id, share_name, host) values ($1, $2, $3)
-		on conflict (id) do update set heartbeat_at = now()`, l.cfg.Owner, l.cfg.ShareName, l.host)
+	var reaches *bool
+	if l.cfg.ReachesBroker != nil {
+		reaches = l.cfg.ReachesBroker()
+	}
+	_, err := l.pool.Exec(db, `insert into `+l.table("replicas")+` as r (id, share_name, host, reaches_broker) values ($1, $2, $3, $4)
+		on conflict (id) do update set heartbeat_at = now(), reaches_broker = excluded.reaches_broker`, l.cfg.Owner, l.cfg.ShareName, l.host, reaches)
 	now := time.Now()
 	if err != nil {
 		l.steadySince = time.Time{}
@@ -314,6 +325,7 @@ func (l *Leases) tell(v *view) {
 	}
 	l.status.Sessions, l.status.Replicas, l.status.InUse = v.sessions, len(v.counts), v.inUse
 	l.status.Retiring, l.status.Drained = v.retiring, v.drained
+	l.status.BrokerReached, l.status.BrokerMissed = v.reached, v.missed
 }
 
 // endChanged ends the holds of sessions that somebody else has taken, and of those that are held for
@@ -378,18 +390,21 @@ type view struct {
 	retiring   []int
 	drained    []int
 	abandoned  bool // a session to be retired has no live owner but perhaps this process
+	reached    bool // a live other replica tells that it reaches the broker
+	missed     bool // one tells that it does not
 }
 
 // look reads the sessions of the share and its replicas.
 func (l *Leases) look(db context.Context) (*view, error) {
-	rows, err := l.pool.Query(db, `select id, heartbeat_at from `+l.table("replicas")+` where share_name = $1`, l.cfg.ShareName)
+	rows, err := l.pool.Query(db, `select id, heartbeat_at, reaches_broker from `+l.table("replicas")+` where share_name = $1`, l.cfg.ShareName)
 	if err != nil {
 		return nil, fmt.Errorf("look at replicas: %w", err)
 	}
-	beats := map[string]time.Time{}
+	beats, reaches := map[string]time.Time{}, map[string]*bool{}
 	var id string
 	var beat time.Time
-	if _, err := pgx.ForEachRow(rows, []any{&id, &beat}, func() error { beats[id] = beat; return nil }); err != nil {
+	var reach *bool
+	if _, err := pgx.ForEachRow(rows, []any{&id, &beat, &reach}, func() error { beats[id], reaches[id] = beat, reach; return nil }); err != nil {
 		return nil, fmt.Errorf("look at replicas: %w", err)
 	}
 	rows, err = l.pool.Query(db, `select index, client_id, coalesce(owner, ''), epoch, drain_requested_at is not null, retired_at is not null
@@ -412,8 +427,12 @@ func (l *Leases) look(db context.Context) (*view, error) {
 	}
 	v.dead = l.observe(beats, time.Now())
 	for id := range beats {
-		if !slices.Contains(v.dead, id) {
-			v.counts[id] = 0
+		if slices.Contains(v.dead, id) {
+			continue
+		}
+		v.counts[id] = 0
+		if reach := reaches[id]; reach != nil && id != l.cfg.Owner {
+			v.reached, v.missed = v.reached || *reach, v.missed || !*reach
 		}
 	}
 	l.count(v)
@@ -625,6 +644,15 @@ func (l *Leases) leave(db context.Context) {
 	if err != nil {
 		l.log.Warn("replica row not removed", zap.Error(err))
 	}
+}
+
+// forget makes the next Run begin as the first one did.
+func (l *Leases) forget() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.status = LeaseStatus{}
+	l.steadySince, l.lastHeartbeat = time.Time{}, time.Time{}
+	clear(l.pulses)
 }
 
 func (l *Leases) table(name string) string { return pgx.Identifier{l.cfg.Schema, name}.Sanitize() }

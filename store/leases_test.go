@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,6 +21,8 @@ type replica struct {
 	leases *Leases
 	stop   context.CancelCauseFunc
 	ended  chan struct{}
+
+	reaches atomic.Pointer[bool] // whether it reaches the broker; nil: it does not tell
 
 	mu      sync.Mutex
 	holding map[int]int64 // index to epoch
@@ -41,7 +44,7 @@ func startReplicaWith(t *testing.T, pool *pgxpool.Pool, name string, sessions in
 	t.Helper()
 	r := &replica{t: t, holding: map[int]int64{}, ended: make(chan struct{})}
 	r.leases = NewLeases(pool, LeaseConfig{
-		ShareName: "share", Sessions: sessions, Owner: name, Heartbeat: 40 * time.Millisecond, TTL: ttl,
+		ShareName: "share", Sessions: sessions, Owner: name, Heartbeat: 40 * time.Millisecond, TTL: ttl, ReachesBroker: r.reaches.Load,
 		Log: zaptest.NewLogger(t).Named(name), Metrics: NewMetrics(prometheus.NewRegistry()),
 	})
 	ctx, cancel := context.WithCancelCause(context.Background())
@@ -209,6 +212,98 @@ func TestHotStandby(t *testing.T) {
 	}
 	a.end()
 	shared(t, []int{1}, b)
+}
+
+// tells makes the replica say whether it reaches the broker.
+func (r *replica) tells(reaches bool) { r.reaches.Store(&reaches) }
+
+// TestReplicasTellOfTheBroker: each knows of the live others whether they reach the broker, and nothing of what it told itself.
+func TestReplicasTellOfTheBroker(t *testing.T) {
+	t.Parallel()
+	url, pool := newDatabase(t)
+	own := newPool(t, url)
+	a, b, c := startReplica(t, pool, "a", 1), startReplica(t, own, "b", 1), startReplica(t, pool, "c", 1)
+	told := func() string {
+		return value[string](t, pool, `select string_agg(id || ' ' || coalesce(reaches_broker::text, 'null'), ', ' order by id) from bridge.replicas where id <> 'dead'`)
+	}
+	knows := func(r *replica, reached, missed bool) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("of the others is known: one reaches the broker %t, one does not %t", reached, missed), func() bool {
+			s := r.leases.Status()
+			return s.Replicas >= 3 && s.BrokerReached == reached && s.BrokerMissed == missed
+		})
+	}
+	knows(b, false, false)
+	if got := told(); got != "a null, b null, c null" {
+		t.Errorf("told: %s", got)
+	}
+	a.tells(true)
+	knows(b, true, false)
+	knows(a, false, false)
+	a.tells(false)
+	knows(b, false, true)
+	knows(a, false, false)
+	c.tells(true)
+	knows(b, true, true)
+	if got := told(); got != "a false, b null, c true" {
+		t.Errorf("told: %s", got)
+	}
+	c.reaches.Store(nil)
+	a.reaches.Store(nil)
+	knows(b, false, false)
+
+	// One that is dead and cannot be removed: it owns a session that nobody takes any more.
+	execute(t, pool, `insert into bridge.sessions (share_name, index, client_id, owner, epoch, retired_at) values ('share', 9, 'share-9', 'dead', 4, now())`)
+	execute(t, pool, `insert into bridge.replicas (id, share_name, host, reaches_broker) values ('dead', 'share', 'h', true)`)
+	knows(b, true, false)
+	knows(b, false, false)
+	if n := value[int](t, pool, `select count(*)::int from bridge.replicas where id = 'dead'`); n != 1 {
+		t.Error("the dead replica's row is gone")
+	}
+
+	// Without the database nothing is known.
+	a.tells(true)
+	c.tells(false)
+	knows(b, true, true)
+	var taken []*pgxpool.Conn
+	for range own.Config().MaxConns {
+		conn, err := own.Acquire(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		taken = append(taken, conn)
+	}
+	eventually(t, "b is without the database", func() bool { return b.leases.Status().LastError != "" })
+	if s := b.leases.Status(); s.BrokerReached || s.BrokerMissed {
+		t.Errorf("it knows %+v", s)
+	}
+	for _, conn := range taken {
+		conn.Release()
+	}
+	knows(b, true, true)
+}
+
+// TestRunsAgain: leases that were left know nothing of the time before, and can be taken up again.
+func TestRunsAgain(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	a := startReplica(t, pool, "a", 2)
+	shared(t, []int{2}, a)
+	a.end()
+	if s := a.leases.Status(); len(s.Owned) > 0 || s.Replicas != 0 || !s.LastTurn.IsZero() || !s.LastHeartbeat.IsZero() {
+		t.Errorf("status after the end: %+v", s)
+	}
+	b := startReplica(t, pool, "b", 2)
+	shared(t, []int{2}, b)
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- a.leases.Run(ctx, a.hold) }()
+	shared(t, []int{1, 1}, a, b)
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	shared(t, []int{2}, b)
 }
 
 // crashed is a replica that died without a word some time ago.
