@@ -77,12 +77,14 @@ type service struct {
 	watch    *ingest.Watch // nil: BRIDGE_MQTT_WATCH is off
 	outage   *prometheus.GaugeVec
 	lost     lostSessions
+	cutOff   cutOffTimes
 
 	mu        sync.Mutex
 	state     string
 	prepared  bool   // migrations are done, tables were looked at
 	trouble   string // why the last attempt to prepare the database did not succeed
 	standing  string // why this replica stands back; empty: it does not
+	tried     *bool  // whether a standby has reached the broker, for others that miss it; nil: it has not tried
 	pipelines map[int]*pipeline
 	unclean   []error // ends of sessions that may lead to redelivery
 }
@@ -95,7 +97,7 @@ func newService(ctx context.Context, cfg *config, log *zap.Logger) (*service, er
 	}
 	s := &service{
 		cfg: cfg, log: log, started: time.Now(), registry: prometheus.NewRegistry(), pool: pool,
-		state: health.Starting, pipelines: map[int]*pipeline{},
+		state: health.Starting, pipelines: map[int]*pipeline{}, cutOff: newCutOffTimes(cfg.MQTT.Keepalive.value),
 	}
 	v, c := buildInfo()
 	s.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
@@ -118,7 +120,8 @@ func newService(ctx context.Context, cfg *config, log *zap.Logger) (*service, er
 	subscriptions := cfg.ingest(log)
 	s.leases = store.NewLeases(pool, store.LeaseConfig{
 		Schema: cfg.Schema.value, ShareName: cfg.MQTT.ShareName.value, ClientIDPrefix: cfg.clientIDPrefix(),
-		Sessions: cfg.MQTT.Sessions.value, Subscriptions: subscriptions.Subscriptions(), Owner: rand.Text(), Log: log, Metrics: s.metrics,
+		Sessions: cfg.MQTT.Sessions.value, Subscriptions: subscriptions.Subscriptions(), Owner: rand.Text(),
+		ReachesBroker: s.reachesBroker, Log: log, Metrics: s.metrics,
 	})
 	s.budget = ingest.NewBudget(int64(cfg.MaxInflightBytes.value))
 	s.mqtt = cfg.ingest(log)
@@ -261,9 +264,9 @@ func (s *service) work(ctx, beside context.Context) {
 	if s.watch != nil {
 		tasks.Go(func() { s.watch.Run(beside) })
 	}
-	if s.standBack(ctx) {
-		if err := s.leases.Run(ctx, s.hold); err != nil {
-			s.addUnclean(fmt.Errorf("hold sessions: %w", err))
+	for began, reason := time.Now(), ""; s.standBack(ctx, began, reason); {
+		if reason = s.takePart(ctx); reason == "" {
+			break
 		}
 	}
 	leave()
@@ -311,23 +314,32 @@ func (s *service) prepareOnce(ctx context.Context) error {
 const (
 	// standBackPause is between two looks whether a replica still has to stand back.
 	standBackPause = 2 * time.Second
+	// countTimeout is how long a look may take: a database that hangs must not stop them.
+	countTimeout = 5 * time.Second
 	// tablesWait is how long a replica stands back for the tables of its routes: twice as long as the CronJob of deploy/k8s
 	// needs that makes them. After that a table is broken, and one route must not keep a replica away for ever.
 	tablesWait = 10 * time.Minute
 )
 
 // standBack waits as long as other replicas do the work and this one could not, for want of the broker or of its tables: a
-// release with a wrong address must not take the sessions of one that is well. False: ctx has ended.
-func (s *service) standBack(ctx context.Context) bool {
-	told := ""
-	for began := time.Now(); ctx.Err() == nil; {
-		others, err := store.CountReplicas(ctx, s.pool, s.cfg.Schema.value, s.cfg.MQTT.ShareName.value)
-		reason := ""
-		if err == nil && others > 0 { // without others there is nothing to be careful of
+// release with a wrong address must not take the sessions of one that is well, nor one that is cut off keep its own. It has
+// waited for the tables since began; reason is why it has given its sessions up. False: ctx has ended.
+func (s *service) standBack(ctx context.Context, began time.Time, reason string) bool {
+	told := reason
+	for ctx.Err() == nil {
+		others, err := s.others(ctx)
+		switch {
+		case err != nil: // nobody does any work without the database
+		case others == 0: // there is nothing to be careful of
+			reason = ""
+		default:
 			reason = s.unfit(ctx, time.Since(began) < tablesWait)
 		}
 		s.setStanding(reason)
 		if reason == "" {
+			if told != "" && ctx.Err() == nil {
+				s.log.Info("standing back no longer", zap.Int("others", others))
+			}
 			return ctx.Err() == nil
 		}
 		if reason != told {
@@ -344,6 +356,13 @@ func (s *service) standBack(ctx context.Context) bool {
 	return false
 }
 
+// others counts the other replicas while this one has no row of its own.
+func (s *service) others(ctx context.Context) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, countTimeout)
+	defer cancel()
+	return store.CountReplicas(ctx, s.pool, s.cfg.Schema.value, s.cfg.MQTT.ShareName.value)
+}
+
 // unfit says why this replica could not do the work of a session; empty: it could.
 func (s *service) unfit(ctx context.Context, tables bool) string {
 	if tables && s.cfg.Migrate.value == "off" { // somebody else makes them, and may not have done so yet
@@ -354,11 +373,13 @@ func (s *service) unfit(ctx context.Context, tables bool) string {
 	}
 	if s.cfg.MQTT.Trial.value == "on" {
 		if err := s.cfg.reachBroker(ctx); err != nil {
-			return "broker: " + err.Error()
+			return brokerReason(err)
 		}
 	}
 	return ""
 }
+
+func brokerReason(err error) string { return "broker: " + err.Error() }
 
 func (s *service) setStanding(reason string) {
 	s.mu.Lock()

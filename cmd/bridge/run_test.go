@@ -76,9 +76,34 @@ type running struct {
 // start runs the service with the environment of the test, which must say BRIDGE_HTTP_ADDR.
 func start(t *testing.T) *running {
 	t.Helper()
+	return startAs(t, func(ctx context.Context, std streams) int { return realMain(ctx, nil, std) })
+}
+
+// startWith is start with a service that is changed before it runs.
+func startWith(t *testing.T, change func(*service)) *running {
+	t.Helper()
+	return startAs(t, func(ctx context.Context, std streams) int {
+		cfg, err := loadConfig()
+		if err == nil {
+			var s *service
+			if s, err = newService(ctx, cfg, newLogger(cfg.Log, std.err)); err == nil {
+				change(s)
+				err = s.run(ctx)
+			}
+		}
+		if err != nil {
+			_, _ = fmt.Fprintln(std.err, err)
+			return exitFailure
+		}
+		return exitOK
+	})
+}
+
+func startAs(t *testing.T, program func(context.Context, streams) int) *running {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &running{t: t, stop: cancel, exit: make(chan int, 1), log: &output{}}
-	go func() { r.exit <- realMain(ctx, nil, streams{strings.NewReader(""), r.log, r.log}) }()
+	go func() { r.exit <- program(ctx, streams{strings.NewReader(""), r.log, r.log}) }()
 	t.Cleanup(func() {
 		cancel()
 		if t.Failed() {

@@ -1,0 +1,348 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// path is the way of one replica to its broker.
+type path struct {
+	server string
+	addr   string
+	wires  sync.WaitGroup
+
+	mu   sync.Mutex
+	pass func(connect []byte) bool // whether a client gets through, by its CONNECT
+	ends []net.Conn
+}
+
+func everybody([]byte) bool { return true }
+func nobody([]byte) bool    { return false }
+
+// visitors are those that try the broker; sessions have other client ids.
+func visitors(connect []byte) bool { return bytes.Contains(connect, []byte("-check-")) }
+
+func newPath(t *testing.T, server string) *path {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &path{server: server, addr: l.Addr().String(), pass: everybody}
+	p.wires.Go(func() {
+		for {
+			near, err := l.Accept()
+			if err != nil {
+				return
+			}
+			p.wires.Go(func() { p.join(near) })
+		}
+	})
+	t.Cleanup(func() {
+		_ = l.Close()
+		p.only(nobody)
+		p.wires.Wait()
+	})
+	return p
+}
+
+// join connects a client with the server.
+func (p *path) join(near net.Conn) {
+	defer func() { _ = near.Close() }()
+	connect := make([]byte, 4096)
+	_ = near.SetReadDeadline(time.Now().Add(patience))
+	n, err := near.Read(connect)
+	if err != nil {
+		return
+	}
+	_ = near.SetReadDeadline(time.Time{})
+	far, err := net.Dial("tcp", p.server)
+	if err != nil {
+		return
+	}
+	defer func() { _ = far.Close() }()
+	p.mu.Lock()
+	passes := p.pass(connect[:n])
+	p.ends = append(p.ends, near, far)
+	p.mu.Unlock()
+	if !passes {
+		return
+	}
+	if _, err := far.Write(connect[:n]); err != nil {
+		return
+	}
+	var back sync.WaitGroup
+	back.Go(func() {
+		_, _ = io.Copy(near, far)
+		_ = near.Close()
+	})
+	_, _ = io.Copy(far, near)
+	_ = far.Close()
+	back.Wait()
+}
+
+// only ends all connections, and lets some through from now on.
+func (p *path) only(pass func(connect []byte) bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.pass = pass
+	for _, nc := range p.ends {
+		_ = nc.Close()
+	}
+	p.ends = nil
+}
+
+// pair is two replicas of one share with a real broker, and the way of the first one to it.
+type pair struct {
+	t            *testing.T
+	broker       *mosquitto
+	path         *path
+	url          string // of the database
+	cut, healthy *running
+	sent         int
+}
+
+// newPair starts the replica whose way can be cut first, so that it has the only session if there is but one.
+func newPair(t *testing.T, sessions int, settings ...string) *pair {
+	t.Helper()
+	// Times that are a part of the true ones. Nothing is asserted of them, but that they pass.
+	soon := func(s *service) {
+		s.cutOff = cutOffTimes{after: time.Second, pause: 300 * time.Millisecond, look: 50 * time.Millisecond}
+	}
+	p := &pair{t: t, broker: startMosquitto(t, ""), url: database(t)}
+	p.path = newPath(t, p.broker.addr)
+	settings = slices.Concat(readings, []string{
+		"BRIDGE_DATABASE_URL=" + p.url, fmt.Sprint("BRIDGE_MQTT_SESSIONS=", sessions), "BRIDGE_MQTT_MODE=shared", "BRIDGE_LOG_LEVEL=debug",
+		"BRIDGE_MQTT_COMMON_SESSIONS=on", // it is one broker behind two addresses
+	}, settings)
+	environment(t, append(settings, "BRIDGE_MQTT_URLS=mqtt://"+p.path.addr)...)
+	p.cut = startWith(t, soon)
+	p.cut.awaitReady()
+	environment(t, append(settings, "BRIDGE_MQTT_URLS=mqtt://"+p.broker.addr)...)
+	p.healthy = startWith(t, soon)
+	p.healthy.awaitReady()
+	p.holds(sessions-sessions/2, sessions/2)
+	return p
+}
+
+// holds waits until the two have so many sessions, all of them subscribed.
+func (p *pair) holds(cut, healthy int) {
+	p.t.Helper()
+	eventually(p.t, fmt.Sprintf("the replicas have %d and %d sessions", cut, healthy), func() (bool, string) {
+		one, other := sessionsOf(p.cut), sessionsOf(p.healthy)
+		return strings.Count(one, "subscribed") == cut && strings.Count(other, "subscribed") == healthy, one + " | " + other
+	})
+}
+
+// publish sends so many more readings, each another number.
+func (p *pair) publish(n int) {
+	p.t.Helper()
+	var payloads []string
+	for range n {
+		payloads = append(payloads, fmt.Sprint(p.sent))
+		p.sent++
+	}
+	p.broker.publish("readings/a", payloads...)
+}
+
+// eachOnce waits until every reading is in the table, and looks that none is there twice.
+func (p *pair) eachOnce() {
+	p.t.Helper()
+	eventually(p.t, fmt.Sprintf("%d different rows", p.sent), func() (bool, string) {
+		got := query(p.t, p.url, `select count(distinct value) from readings`)
+		return got == fmt.Sprint(p.sent), got
+	})
+	if got := query(p.t, p.url, `select count(*) from readings`); got != fmt.Sprint(p.sent) {
+		p.t.Errorf("%s rows of %d readings", got, p.sent)
+	}
+}
+
+// standsBack waits until the first replica has given everything up and says so.
+func (p *pair) standsBack() {
+	p.t.Helper()
+	eventually(p.t, "the replica that is cut off stands back", func() (bool, string) {
+		code, body := p.cut.get("/readyz")
+		return code == http.StatusServiceUnavailable && strings.Contains(body, "stands back, for other replicas do the work: broker: mqtt://"+p.path.addr) &&
+			len(p.cut.health().Broker) == 0, body
+	})
+	if n := strings.Count(p.cut.log.String(), "giving all sessions up"); n != 1 {
+		p.t.Errorf("it has said so %d times", n)
+	}
+	if code, body := p.cut.get("/livez"); code != http.StatusOK {
+		p.t.Errorf("/livez: %d %s", code, body)
+	}
+}
+
+// tell waits until the first and the second replica tell this of the broker.
+func (p *pair) tell(want string) {
+	p.t.Helper()
+	eventually(p.t, "the replicas tell of the broker: "+want, func() (bool, string) {
+		got := query(p.t, p.url, `select string_agg(coalesce(reaches_broker::text, 'null'), ', ' order by started_at) from bridge.replicas`)
+		return got == want, got
+	})
+}
+
+// nothingMoves waits for several times what it takes to be cut off, by the heartbeats, and looks who has the sessions.
+func (p *pair) nothingMoves() {
+	p.t.Helper()
+	standing := func() string {
+		return query(p.t, p.url, `select string_agg(concat_ws(' ', index, owner, epoch), ', ' order by index) from bridge.sessions`)
+	}
+	before, from := standing(), query(p.t, p.url, `select clock_timestamp()::text`)
+	eventually(p.t, "both replicas have sent heartbeats for some time", func() (bool, string) {
+		got := query(p.t, p.url, `select count(*) from bridge.replicas where heartbeat_at > $1::timestamptz + interval '3 s'`, from)
+		return got == "2", got
+	})
+	if after := standing(); after != before {
+		p.t.Errorf("sessions moved:\n%s\n%s", before, after)
+	}
+}
+
+// end stops both in good order.
+func (p *pair) end() {
+	p.t.Helper()
+	for _, r := range []*running{p.cut, p.healthy} {
+		if code := r.end(); code != exitOK {
+			p.t.Errorf("exit code %d", code)
+		}
+		if strings.Contains(r.log.String(), "without being drained") {
+			p.t.Error("a session was not drained")
+		}
+	}
+}
+
+// TestCutOffFromTheBroker: a replica that loses the broker with messages in its hands, while another one reaches it, gives its
+// session up. What it had is written once, as is all the rest; and it takes its share again when it can.
+func TestCutOffFromTheBroker(t *testing.T) {
+	p := newPair(t, 2)
+	p.publish(20)
+	p.eachOnce()
+	conn, err := pgx.Connect(context.Background(), p.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(context.Background()) }()
+	if _, err := conn.Exec(context.Background(), `begin; lock table readings in access exclusive mode`); err != nil {
+		t.Fatal(err)
+	}
+	p.publish(40)
+	eventually(t, "messages are under way in the replica", func() (bool, string) {
+		n := 0
+		for _, s := range p.cut.health().Broker {
+			n += s.InFlight
+		}
+		return n > 0, fmt.Sprint(n)
+	})
+	p.path.only(nobody)
+	p.tell("false, true")
+	if _, err := conn.Exec(context.Background(), `rollback`); err != nil {
+		t.Fatal(err)
+	}
+	p.publish(40)
+	p.standsBack()
+	p.holds(0, 2)
+	p.publish(20)
+	p.eachOnce()
+	if n := p.healthy.health().Routes["readings"].Duplicate; n == 0 {
+		t.Error("the next owner was sent nothing again")
+	}
+
+	p.path.only(everybody)
+	p.holds(1, 1)
+	p.cut.awaitReady()
+	p.publish(20)
+	p.eachOnce()
+	p.nothingMoves()
+	if log := p.cut.log.String(); !strings.Contains(log, "standing back no longer") {
+		t.Error("it does not say that it takes part again")
+	}
+	p.end()
+}
+
+// TestCutOffWithAStandby: the only session goes to a replica that has tried the broker for the one that misses it.
+func TestCutOffWithAStandby(t *testing.T) {
+	p := newPair(t, 1)
+	p.tell("true, null")
+	p.path.only(nobody)
+	p.publish(10)
+	p.standsBack()
+	p.holds(0, 1)
+	p.eachOnce()
+	p.tell("true") // the other one has left
+
+	p.path.only(everybody)
+	p.cut.awaitReady()
+	p.publish(10)
+	p.eachOnce()
+	p.nothingMoves()
+	p.tell("true, null")
+	p.end()
+}
+
+// TestNobodyIsCutOffAlone: without the broker, or where nothing would be better for it, everybody keeps what he has.
+func TestNobodyIsCutOffAlone(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		sessions int
+		settings string
+		begin    func(p *pair)
+		told     string
+		end      func(p *pair)
+	}{
+		{"the broker is down", 2, "", func(p *pair) { p.broker.kill() }, "false, false", func(p *pair) { p.broker.start() }},
+		{"the broker is down for a standby, too", 1, "", func(p *pair) { p.broker.kill() }, "false, false", func(p *pair) { p.broker.start() }},
+		{"there is no way back that is tried", 2, "BRIDGE_MQTT_TRIAL=off", func(p *pair) { p.path.only(nobody) }, "false, true", func(p *pair) { p.path.only(everybody) }},
+		{"nobody tries for it", 1, "BRIDGE_MQTT_TRIAL=off", func(p *pair) { p.path.only(nobody) }, "false, null", func(p *pair) { p.path.only(everybody) }},
+		{"the way back is open", 2, "", func(p *pair) { p.path.only(visitors) }, "false, true", func(p *pair) {
+			eventually(p.t, "it has tried", func() (bool, string) {
+				return strings.Contains(p.cut.log.String(), "they stay"), p.cut.log.String()
+			})
+			p.path.only(everybody)
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			settings := []string{}
+			if tt.settings != "" {
+				settings = append(settings, tt.settings)
+			}
+			p := newPair(t, tt.sessions, settings...)
+			tt.begin(p)
+			p.tell(tt.told)
+			p.nothingMoves()
+			p.tell(tt.told)
+			if tt.told == "false, true" {
+				p.publish(10)
+			}
+			tt.end(p)
+			p.cut.awaitReady()
+			p.healthy.awaitReady()
+			p.publish(10)
+			p.eachOnce()
+			p.end()
+		})
+	}
+}
+
+// TestCutOffTimes holds the true times to what they have to outlast.
+func TestCutOffTimes(t *testing.T) {
+	for _, keepAlive := range []time.Duration{0, time.Second, 15 * time.Second, 30 * time.Second, time.Minute, 10 * time.Minute} {
+		times := newCutOffTimes(keepAlive)
+		if noticed := keepAlive + 10*time.Second; times.after <= noticed {
+			t.Errorf("keep alive %s: cut off after %s, though a silent broker may be noticed %s later elsewhere", keepAlive, times.after, noticed)
+		}
+		if known := times.pause + brokerTimeout; times.after <= known {
+			t.Errorf("keep alive %s: cut off after %s, though what a standby tells may be %s old", keepAlive, times.after, known)
+		}
+	}
+}
