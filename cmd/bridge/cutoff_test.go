@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"go.uber.org/zap"
 )
 
 // path is the way of one replica to its broker.
@@ -331,6 +332,58 @@ func TestNobodyIsCutOffAlone(t *testing.T) {
 			p.eachOnce()
 			p.end()
 		})
+	}
+}
+
+// TestStandsBackWithoutDatabase: that the others cannot be counted, or not soon, does not mean that there are none.
+func TestStandsBackWithoutDatabase(t *testing.T) {
+	url := database(t)
+	environment(t, append(readings, "BRIDGE_MQTT_URLS=mqtt://127.0.0.1:1", "BRIDGE_DATABASE_URL="+url)...)
+	cfg, err := loadConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := newService(t.Context(), cfg, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.pool.Close()
+	query(t, url, `create schema bridge`)
+	query(t, url, `create table bridge.replicas (share_name text, heartbeat_at timestamptz)`)
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(context.Background()) }()
+	if _, err := conn.Exec(t.Context(), `begin; lock table bridge.replicas in access exclusive mode`); err != nil {
+		t.Fatal(err)
+	}
+	counted := make(chan error, 1)
+	hung, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	go func() {
+		_, err := s.others(hung)
+		counted <- err
+	}()
+	if err := <-counted; err == nil || hung.Err() != nil {
+		t.Errorf("others are counted although nobody can: %v", err)
+	}
+	if err := conn.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	query(t, url, `drop schema bridge cascade`)
+	const reason = "broker: it does not answer"
+	ctx, stop := context.WithTimeout(t.Context(), 100*time.Millisecond) // a first look is over, or under way
+	defer stop()
+	if s.standBack(ctx, time.Now(), reason) {
+		t.Error("a replica that was cut off takes part, though nobody knows of the others")
+	}
+	if s.report().Process.StandsBack != reason {
+		t.Errorf("it stands back because of %q", s.report().Process.StandsBack)
+	}
+	if !s.standBack(t.Context(), time.Now(), "") {
+		t.Error("a replica that has no reason stands back")
 	}
 }
 
