@@ -175,7 +175,7 @@ type Process struct {
 
 // The states of a process.
 const (
-	Starting = "starting" // until the database is prepared and sessions have been shared out once
+	Starting = "starting" // until the database is prepared and sessions have been shared out once, and while it stands back
 	Running  = "running"
 	Stopping = "stopping" // draining after SIGTERM
 )

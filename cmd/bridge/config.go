@@ -69,7 +69,7 @@ type mqttConfig struct {
 	MaxMessageBytes size      `split_words:"true" default:"16MiB" desc:"greatest message that is held whole; of a larger one the beginning becomes a dead letter with reason too_large"`
 	CommonSessions  text      `split_words:"true" default:"off" oneof:"off on" desc:"on: all of BRIDGE_MQTT_URLS are one broker, or a cluster whose nodes share their sessions"`
 	StatusTopic     text      `split_words:"true" desc:"when set: retained online below <topic>/<client id> after connect, offline as Will and before a clean disconnect"`
-	Trial           text      `default:"on" oneof:"on off" desc:"a replica that starts beside others tries the broker under a random client id before it takes a share of their sessions; off where the broker admits known client ids alone"`
+	Trial           text      `default:"on" oneof:"on off" desc:"a replica tries the broker under a random client id before it takes a share of the sessions of others, and before it leaves them its own because it alone has lost the broker; off where the broker admits known client ids alone"`
 	Watch           text      `default:"on" oneof:"on off" desc:"one more connection that reads the broker's version and its count of dropped messages below $SYS"`
 }
 

@@ -322,8 +322,8 @@ const (
 )
 
 // standBack waits as long as other replicas do the work and this one could not, for want of the broker or of its tables: a
-// release with a wrong address must not take the sessions of one that is well, nor one that is cut off keep its own. It has
-// waited for the tables since began; reason is why it has given its sessions up. False: ctx has ended.
+// release with a wrong address must not take the sessions of one that is well. Tables count until tablesWait after began;
+// reason is why sessions were given up before, empty at the start. False: ctx has ended.
 func (s *service) standBack(ctx context.Context, began time.Time, reason string) bool {
 	told := reason
 	for ctx.Err() == nil {
