@@ -328,6 +328,7 @@ func TestNobodyIsCutOffAlone(t *testing.T) {
 			tt.end(p)
 			p.cut.awaitReady()
 			p.healthy.awaitReady()
+			p.tell(map[int]string{1: "true, null", 2: "true, true"}[tt.sessions]) // nobody asks a standby any more
 			p.publish(10)
 			p.eachOnce()
 			p.end()
