@@ -32,18 +32,29 @@ type histograms struct {
 	bounds []float64
 
 	mu     sync.Mutex
-	of     []histogram // by the number of the label; only those that have observations are collected
-	labels [][]string
+	of     []histogram // by the number of the label
+	labels []string    // empty: that histogram is none yet, or the metric has no label
+}
+
+// newHistogram returns the one of a metric without a label. It is collected from the start: a rate does not see the
+// first observations of a series that begins with them.
+func newHistogram(name, help string, bounds []float64) *histograms {
+	h := &histograms{desc: prometheus.NewDesc(name, help, nil, nil), bounds: bounds}
+	h.at(0, "").counts = make([]uint64, len(bounds)+1)
+	return h
+}
+
+// newHistograms returns those of a metric with a label, of which none is collected that has no observations.
+func newHistograms(name, help, label string, bounds []float64) *histograms {
+	return &histograms{desc: prometheus.NewDesc(name, help, []string{label}, nil), bounds: bounds}
 }
 
 // at returns the histogram of the number given, with mu held.
-func (h *histograms) at(number int, labels ...string) *histogram {
+func (h *histograms) at(number int, label string) *histogram {
 	for len(h.of) <= number {
-		h.of, h.labels = append(h.of, histogram{}), append(h.labels, nil)
+		h.of, h.labels = append(h.of, histogram{}), append(h.labels, "")
 	}
-	if h.labels[number] == nil {
-		h.labels[number] = labels
-	}
+	h.labels[number] = label
 	return &h.of[number]
 }
 
@@ -64,6 +75,10 @@ func (h *histograms) Collect(ch chan<- prometheus.Metric) {
 			below[bound] = total
 		}
 		total += h.of[i].counts[len(h.bounds)]
-		ch <- prometheus.MustNewConstHistogram(h.desc, total, h.of[i].sum, below, h.labels[i]...)
+		var labels []string
+		if h.labels[i] != "" {
+			labels = h.labels[i : i+1]
+		}
+		ch <- prometheus.MustNewConstHistogram(h.desc, total, h.of[i].sum, below, labels...)
 	}
 }

@@ -15,15 +15,15 @@ func TestHistograms(t *testing.T) {
 	bounds := []float64{0, 0.1, 1, 5}
 	random := rand.New(rand.NewPCG(1, 2))
 	want := prometheus.NewHistogram(prometheus.HistogramOpts{Name: "lag", Help: "h", Buckets: bounds})
-	h := &histograms{desc: prometheus.NewDesc("lag", "h", nil, nil), bounds: bounds}
-	h.at(2) // has none yet, and is not collected
+	h := newHistograms("lag", "h", "route", bounds)
+	h.at(2, "third") // has none yet, and is not collected
 	for i := range 1000 {
 		v := -1 + 8*random.Float64()
 		if i%5 == 0 {
 			v = bounds[i/5%len(bounds)]
 		}
 		want.Observe(v)
-		h.at(1).observe(bounds, v)
+		h.at(1, "second").observe(bounds, v)
 	}
 	got, expected := collect(t, h), collect(t, want)
 	if len(got) != 1 {
@@ -36,6 +36,15 @@ func TestHistograms(t *testing.T) {
 		if b := got[0].GetBucket()[i]; b.GetUpperBound() != bucket.GetUpperBound() || b.GetCumulativeCount() != bucket.GetCumulativeCount() {
 			t.Errorf("bucket %d: %v, want %v", i, b, bucket)
 		}
+	}
+}
+
+// TestHistogramFromTheStart: the one without a label is there before anything is observed.
+func TestHistogramFromTheStart(t *testing.T) {
+	t.Parallel()
+	got := collect(t, newHistogram("latency", "h", []float64{1, 2}))
+	if len(got) != 1 || got[0].GetSampleCount() != 0 || len(got[0].GetBucket()) != 2 {
+		t.Errorf("%v, want one without observations", got)
 	}
 }
 

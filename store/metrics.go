@@ -38,15 +38,11 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Help:    "Messages in a batch.",
 			Buckets: prometheus.ExponentialBuckets(1, 2, 15), // 1 to 16384
 		}),
-		latency: &histograms{
-			desc:   prometheus.NewDesc("bridge_ingest_latency_seconds", "Time from the receipt of a message to its commit.", nil, nil),
-			bounds: prometheus.ExponentialBuckets(0.001, 2, 18), // 1 ms to 131 s
-		},
-		eventLag: &histograms{
-			desc: prometheus.NewDesc("bridge_event_lag_seconds",
-				"Age of a message's event time at its commit; the clock of a device that runs ahead makes it negative.", []string{"route"}, nil),
-			bounds: []float64{0, 0.1, 1, 5, 15, 60, 300, 900, 3600, 21600, 86400, 604800},
-		},
+		latency: newHistogram("bridge_ingest_latency_seconds", "Time from the receipt of a message to its commit.",
+			prometheus.ExponentialBuckets(0.001, 2, 18)), // 1 ms to 131 s
+		eventLag: newHistograms("bridge_event_lag_seconds",
+			"Age of a message's event time at its commit; the clock of a device that runs ahead makes it negative.", "route",
+			[]float64{0, 0.1, 1, 5, 15, 60, 300, 900, 3600, 21600, 86400, 604800}),
 		retries: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "bridge_database_retries_total",
 			Help: "Attempts to commit a batch that were repeated, by class of SQLSTATE or kind of failure.",
@@ -128,7 +124,7 @@ func (m *Metrics) committed(b *batch, now time.Time, took time.Duration) {
 	m.commitDuration.Observe(took.Seconds())
 	m.batchMessages.Observe(float64(len(b.entries)))
 	m.latency.mu.Lock()
-	latency := m.latency.at(0)
+	latency := m.latency.at(0, "")
 	for i := range b.entries {
 		latency.observe(m.latency.bounds, now.Sub(b.entries[i].ReceivedAt).Seconds())
 	}

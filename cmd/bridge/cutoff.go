@@ -18,10 +18,13 @@ type cutOffTimes struct {
 	after time.Duration
 	pause time.Duration // between a standby's trials
 	look  time.Duration // between looks at how things stand
+	// empty is for how long no other replica must be there until one that stands back believes it: after an outage of the
+	// database the heartbeats of all are old for a moment.
+	empty time.Duration
 }
 
 func newCutOffTimes(keepAlive time.Duration) cutOffTimes {
-	return cutOffTimes{after: max(30*time.Second, keepAlive+15*time.Second), pause: 10 * time.Second, look: time.Second}
+	return cutOffTimes{after: max(30*time.Second, keepAlive+15*time.Second), pause: 10 * time.Second, look: time.Second, empty: 10 * time.Second}
 }
 
 // cutOffError is why a replica gives all its sessions up.
@@ -31,19 +34,34 @@ func (e *cutOffError) Error() string {
 	return "this replica has lost the broker, and others reach it: " + e.reason
 }
 
-// connected says how many sessions this replica holds, and whether one of them at least is connected.
-func (s *service) connected() (held int, connected bool) {
+// connections counts the sessions in use that this replica holds, those of them that are connected, and those of these
+// that are read: one whose reader is paused, for memory is short, would not notice that the broker is silent.
+func (s *service) connections() (held, connected, read int) {
 	for _, p := range s.owned() {
+		if p.lease.Retiring { // its client id may be refused, and nobody needs it
+			continue
+		}
 		held++
-		connected = connected || !p.session.Status().ConnectedSince.IsZero()
+		if status := p.session.Status(); !status.ConnectedSince.IsZero() {
+			connected++
+			if !status.Paused {
+				read++
+			}
+		}
 	}
-	return held, connected
+	return held, connected, read
 }
 
 // reachesBroker is what the other replicas are told; nil: nothing.
 func (s *service) reachesBroker() *bool {
-	if held, connected := s.connected(); held > 0 {
-		return &connected
+	switch held, connected, read := s.connections(); {
+	case held > 0 && connected == 0:
+		return new(bool)
+	case read > 0 && s.cfg.MQTT.Keepalive.value > 0: // without a keep alive a connection stands for ever
+		reached := true
+		return &reached
+	case held > 0:
+		return nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -78,25 +96,37 @@ func (s *service) takePart(ctx context.Context) (cutOff string) {
 
 // watchReach calls leave when none of the sessions is connected, another replica reaches the broker, and a trial of this one
 // does not. The trial is what lets it in again: while that succeeds the sessions are in a pause, or refused under their
-// client ids, and would come back at once. A standby tries the broker for others that miss it.
+// client ids, and would come back at once. And one that has never succeeded, as where the broker admits known client ids
+// alone, would never let it in. A standby tries the broker for others that miss it.
 func (s *service) watchReach(ctx context.Context, leave context.CancelCauseFunc) {
 	defer s.setTried(nil)
 	look := time.NewTicker(s.cutOff.look)
 	defer look.Stop()
 	var lost, missed time.Time // since when; zero: it is not so
+	var doubted time.Time      // when the last trial failed beside a connection
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-look.C:
 		}
-		held, _ := s.connected()
+		held, connected, _ := s.connections()
+		if s.leases.Status().Replicas > 1 && connected > 0 && !s.trialWorks && (doubted.IsZero() || over(doubted, s.cutOff.after)) {
+			err := s.cfg.reachBroker(ctx)
+			switch s.trialWorks = err == nil; {
+			case s.trialWorks:
+				s.log.Debug("the broker admits trial connections")
+			case doubted.IsZero() && ctx.Err() == nil:
+				s.log.Warn("the broker refuses a trial connection, although sessions are connected: should this replica lose it, the sessions stay (BRIDGE_MQTT_TRIAL)", zap.Error(err))
+			}
+			doubted = time.Now()
+		}
 		lost, missed = since(lost, s.alone()), since(missed, held == 0 && s.leases.Status().BrokerMissed)
 		if missed.IsZero() {
 			s.setTried(nil)
 		}
 		switch {
-		case over(lost, s.cutOff.after):
+		case s.trialWorks && over(lost, s.cutOff.after):
 			err := s.cfg.reachBroker(ctx)
 			if err == nil {
 				s.log.Debug("sessions are not connected, though a trial is: they stay")
@@ -120,8 +150,8 @@ func (s *service) watchReach(ctx context.Context, leave context.CancelCauseFunc)
 
 // alone says that this replica holds sessions, none of them is connected, and another replica reaches the broker.
 func (s *service) alone() bool {
-	held, connected := s.connected()
-	return held > 0 && !connected && s.leases.Status().BrokerReached
+	held, connected, _ := s.connections()
+	return held > 0 && connected == 0 && s.leases.Status().BrokerReached
 }
 
 // since is when a state began that was begun at t or, zero, was not there.

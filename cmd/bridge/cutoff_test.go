@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/mqttpg/bridge/store"
 	"go.uber.org/zap"
 )
 
@@ -33,6 +34,7 @@ func nobody([]byte) bool    { return false }
 
 // visitors are those that try the broker; sessions have other client ids.
 func visitors(connect []byte) bool { return bytes.Contains(connect, []byte("-check-")) }
+func sessions(connect []byte) bool { return !visitors(connect) }
 
 func newPath(t *testing.T, server string) *path {
 	t.Helper()
@@ -115,14 +117,16 @@ type pair struct {
 }
 
 // newPair starts the replica whose way can be cut first, so that it has the only session if there is but one.
-func newPair(t *testing.T, sessions int, settings ...string) *pair {
+func newPair(t *testing.T, sessions int, admitted func(connect []byte) bool, settings ...string) *pair {
 	t.Helper()
-	// Times that are a part of the true ones. Nothing is asserted of them, but that they pass.
+	// Times that are a part of the true ones. Nothing is asserted of them, but that they pass. Heartbeats are a second
+	// apart: for so long one replica may not know yet what another one has lost.
 	soon := func(s *service) {
-		s.cutOff = cutOffTimes{after: time.Second, pause: 300 * time.Millisecond, look: 50 * time.Millisecond}
+		s.cutOff = cutOffTimes{after: 3 * time.Second, pause: 300 * time.Millisecond, look: 50 * time.Millisecond, empty: time.Second}
 	}
 	p := &pair{t: t, broker: startMosquitto(t, ""), url: database(t)}
 	p.path = newPath(t, p.broker.addr)
+	p.path.only(admitted)
 	settings = slices.Concat(readings, []string{
 		"BRIDGE_DATABASE_URL=" + p.url, fmt.Sprint("BRIDGE_MQTT_SESSIONS=", sessions), "BRIDGE_MQTT_MODE=shared", "BRIDGE_LOG_LEVEL=debug",
 		"BRIDGE_MQTT_COMMON_SESSIONS=on", // it is one broker behind two addresses
@@ -134,6 +138,11 @@ func newPair(t *testing.T, sessions int, settings ...string) *pair {
 	p.healthy = startWith(t, soon)
 	p.healthy.awaitReady()
 	p.holds(sessions-sessions/2, sessions/2)
+	eventually(t, "the first replica has tried the broker, if it does", func() (bool, string) {
+		log := p.cut.log.String()
+		return slices.Contains(settings, "BRIDGE_MQTT_TRIAL=off") || strings.Contains(log, "the broker admits trial connections") ||
+			strings.Contains(log, "the broker refuses a trial connection"), log
+	})
 	return p
 }
 
@@ -202,7 +211,7 @@ func (p *pair) nothingMoves() {
 	}
 	before, from := standing(), query(p.t, p.url, `select clock_timestamp()::text`)
 	eventually(p.t, "both replicas have sent heartbeats for some time", func() (bool, string) {
-		got := query(p.t, p.url, `select count(*) from bridge.replicas where heartbeat_at > $1::timestamptz + interval '3 s'`, from)
+		got := query(p.t, p.url, `select count(*) from bridge.replicas where heartbeat_at > $1::timestamptz + interval '6 s'`, from)
 		return got == "2", got
 	})
 	if after := standing(); after != before {
@@ -226,7 +235,7 @@ func (p *pair) end() {
 // TestCutOffFromTheBroker: a replica that loses the broker with messages in its hands, while another one reaches it, gives its
 // session up. What it had is written once, as is all the rest; and it takes its share again when it can.
 func TestCutOffFromTheBroker(t *testing.T) {
-	p := newPair(t, 2)
+	p := newPair(t, 2, everybody)
 	p.publish(20)
 	p.eachOnce()
 	conn, err := pgx.Connect(context.Background(), p.url)
@@ -273,7 +282,7 @@ func TestCutOffFromTheBroker(t *testing.T) {
 
 // TestCutOffWithAStandby: the only session goes to a replica that has tried the broker for the one that misses it.
 func TestCutOffWithAStandby(t *testing.T) {
-	p := newPair(t, 1)
+	p := newPair(t, 1, everybody)
 	p.tell("true, null")
 	p.path.only(nobody)
 	p.publish(10)
@@ -293,31 +302,39 @@ func TestCutOffWithAStandby(t *testing.T) {
 
 // TestNobodyIsCutOffAlone: without the broker, or where nothing would be better for it, everybody keeps what he has.
 func TestNobodyIsCutOffAlone(t *testing.T) {
+	down, up := func(p *pair) { p.broker.kill() }, func(p *pair) { p.broker.start() }
+	cut, mend := func(p *pair) { p.path.only(nobody) }, func(p *pair) { p.path.only(everybody) }
 	for _, tt := range []struct {
 		name     string
 		sessions int
-		settings string
+		setting  string
+		admitted func(connect []byte) bool
 		begin    func(p *pair)
 		told     string
 		end      func(p *pair)
+		after    string
 	}{
-		{"the broker is down", 2, "", func(p *pair) { p.broker.kill() }, "false, false", func(p *pair) { p.broker.start() }},
-		{"the broker is down for a standby, too", 1, "", func(p *pair) { p.broker.kill() }, "false, false", func(p *pair) { p.broker.start() }},
-		{"there is no way back that is tried", 2, "BRIDGE_MQTT_TRIAL=off", func(p *pair) { p.path.only(nobody) }, "false, true", func(p *pair) { p.path.only(everybody) }},
-		{"nobody tries for it", 1, "BRIDGE_MQTT_TRIAL=off", func(p *pair) { p.path.only(nobody) }, "false, null", func(p *pair) { p.path.only(everybody) }},
-		{"the way back is open", 2, "", func(p *pair) { p.path.only(visitors) }, "false, true", func(p *pair) {
+		{"the broker is down", 2, "", everybody, down, "false, false", up, "true, true"},
+		{"the broker is down for a standby, too", 1, "", everybody, down, "false, false", up, "true, null"}, // nobody asks it any more
+		{"there is no way back that is tried", 2, "BRIDGE_MQTT_TRIAL=off", everybody, cut, "false, true", mend, "true, true"},
+		{"nobody tries for it", 1, "BRIDGE_MQTT_TRIAL=off", everybody, cut, "false, null", mend, "true, null"},
+		{"there never was a way back", 2, "", sessions, cut, "false, true", mend, "true, true"},
+		{"nobody would notice a silent broker", 2, "BRIDGE_MQTT_KEEPALIVE=0s", everybody, cut, "false, null", mend, "null, null"},
+		{"the way back is open", 2, "", everybody, func(p *pair) { p.path.only(visitors) }, "false, true", func(p *pair) {
 			eventually(p.t, "it has tried", func() (bool, string) {
 				return strings.Contains(p.cut.log.String(), "they stay"), p.cut.log.String()
 			})
 			p.path.only(everybody)
-		}},
+		}, "true, true"},
 	} {
+		var settings []string
+		if tt.setting != "" {
+			settings = append(settings, tt.setting)
+		}
+		p := newPair(t, tt.sessions, tt.admitted, settings...) // one after the other, for they change the environment
 		t.Run(tt.name, func(t *testing.T) {
-			settings := []string{}
-			if tt.settings != "" {
-				settings = append(settings, tt.settings)
-			}
-			p := newPair(t, tt.sessions, settings...)
+			t.Parallel() // most of it is waiting
+			p.t = t
 			tt.begin(p)
 			p.tell(tt.told)
 			p.nothingMoves()
@@ -328,11 +345,19 @@ func TestNobodyIsCutOffAlone(t *testing.T) {
 			tt.end(p)
 			p.cut.awaitReady()
 			p.healthy.awaitReady()
-			p.tell(map[int]string{1: "true, null", 2: "true, true"}[tt.sessions]) // nobody asks a standby any more
+			p.tell(tt.after)
 			p.publish(10)
 			p.eachOnce()
 			p.end()
 		})
+	}
+}
+
+// TestRetiringSessionsTellNothing: a session that nobody needs any more may well be refused.
+func TestRetiringSessionsTellNothing(t *testing.T) {
+	s := &service{pipelines: map[int]*pipeline{0: {lease: &store.Lease{Retiring: true}}}}
+	if held, _, _ := s.connections(); held != 0 || s.reachesBroker() != nil {
+		t.Errorf("%d sessions count, and %v is told", held, s.reachesBroker())
 	}
 }
 
@@ -373,8 +398,18 @@ func TestStandsBackWithoutDatabase(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	query(t, url, `drop schema bridge cascade`)
 	const reason = "broker: it does not answer"
+	short, stop := context.WithTimeout(t.Context(), time.Second)
+	defer stop()
+	if s.standBack(short, time.Now(), reason) {
+		t.Error("a replica that was cut off takes part at once, though the heartbeats of the others may only be late")
+	}
+	s.cutOff.empty = time.Millisecond
+	if !s.standBack(t.Context(), time.Now(), reason) {
+		t.Error("a replica that is alone stands back")
+	}
+
+	query(t, url, `drop schema bridge cascade`)
 	ctx, stop := context.WithTimeout(t.Context(), 100*time.Millisecond) // a first look is over, or under way
 	defer stop()
 	if s.standBack(ctx, time.Now(), reason) {

@@ -79,6 +79,8 @@ type service struct {
 	lost     lostSessions
 	cutOff   cutOffTimes
 
+	trialWorks bool // a trial connection has succeeded; of work, and of what it waits for
+
 	mu        sync.Mutex
 	state     string
 	prepared  bool   // migrations are done, tables were looked at
@@ -326,12 +328,16 @@ const (
 // reason is why sessions were given up before, empty at the start. False: ctx has ended.
 func (s *service) standBack(ctx context.Context, began time.Time, reason string) bool {
 	told := reason
+	var empty time.Time // since when there are no others
 	for ctx.Err() == nil {
 		others, err := s.others(ctx)
+		empty = since(empty, err == nil && others == 0)
 		switch {
 		case err != nil: // nobody does any work without the database
 		case others == 0: // there is nothing to be careful of
-			reason = ""
+			if told == "" || over(empty, s.cutOff.empty) {
+				reason = ""
+			}
 		default:
 			reason = s.unfit(ctx, time.Since(began) < tablesWait)
 		}
@@ -375,6 +381,7 @@ func (s *service) unfit(ctx context.Context, tables bool) string {
 		if err := s.cfg.reachBroker(ctx); err != nil {
 			return brokerReason(err)
 		}
+		s.trialWorks = true
 	}
 	return ""
 }

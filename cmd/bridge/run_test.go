@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -194,10 +195,13 @@ func (b *broker) publish(t *testing.T, topic, payload string, qos byte) {
 	}
 }
 
+// databases counts those that were made: a test may need several.
+var databases atomic.Int64
+
 // database makes an empty database and returns its URL.
 func database(t *testing.T) string {
 	t.Helper()
-	name := strings.ToLower(regexp.MustCompile(`\W`).ReplaceAllString(t.Name(), "_"))
+	name := fmt.Sprintf("d%d_%s", databases.Add(1), strings.ToLower(regexp.MustCompile(`\W`).ReplaceAllString(t.Name(), "_")))
 	if err := server.CreateDatabase(context.Background(), name); err != nil {
 		t.Fatal(err)
 	}

@@ -324,13 +324,24 @@ func (s *suite) play(t *testing.T) {
 	}
 	s.drain(t)
 	s.badRelease(t)
+	if s.long() {
+		s.wrongBroker(t)
+	}
 	s.outage(t, "broker", "mosquitto-0", "broker pod restarted", "deleted in good order; no bridge restarts")
 	s.outage(t, "database", "postgres-0", "database pod restarted", "deleted in good order; no bridge restarts")
 	s.routes(t)
-	s.scenario(t, "migrate", "a release with two more migrations", "old and new pods side by side", func(t *testing.T) {
+	how := "old and new pods side by side"
+	if s.long() {
+		how += ", after 20 s in which a reader kept the table from being changed"
+	}
+	s.scenario(t, "migrate", "a release with two more migrations", how, func(t *testing.T) {
 		before, err := s.sql(t.Context(), "select version from bridge.schema_migrations")
 		must(t, err)
-		s.release(t, s.images.migrated)
+		if s.long() {
+			s.releaseBehindReader(t, before)
+		} else {
+			s.release(t, s.images.migrated)
+		}
 		eventually(t, "a new pod works beside an old one", func() (bool, string) {
 			pods := readyOnes(s.bridges(t))
 			revisions := map[string]bool{}
@@ -490,6 +501,70 @@ func (s *suite) badRelease(t *testing.T) {
 		s.awaitRollout(t)
 		s.awaitBridges(t, 3)
 	})
+}
+
+// wrongBroker rolls out a broker's address at which nobody answers, while each replica holds two sessions and
+// while each holds one.
+func (s *suite) wrongBroker(t *testing.T) {
+	const overlay, file, good, bad = "overlays/dev/kustomization.yaml", "overlays/dev/bridge.env", "mqtt://mosquitto:1883", "mqtt://mosquitto:1884"
+	s.scenario(t, "wrong-broker", "a release with a wrong broker address", "to three replicas and to six: the new pods stand back, the old ones go on; then mended", func(t *testing.T) {
+		for _, replicas := range []int{3, 6} {
+			if replicas != 3 {
+				s.edit(t, overlay, "count: 3", "count: 6")
+				s.apply(t)
+				s.awaitBridges(t, replicas)
+			}
+			old := readyOnes(s.bridges(t))
+			isOld := func(p pod) bool {
+				return slices.ContainsFunc(old, func(q pod) bool { return q.Metadata.Name == p.Metadata.Name && q.restarts() == p.restarts() })
+			}
+			s.edit(t, file, good, bad)
+			s.apply(t)
+			eventually(t, "a new pod says why it is not ready", func() (bool, string) {
+				for _, p := range s.bridges(t) {
+					log, err := s.try(t.Context(), "", "-n", dev, "logs", p.Metadata.Name)
+					if !isOld(p) && err == nil && strings.Contains(log, "standing back: other replicas do the work") {
+						return true, ""
+					}
+				}
+				return false, "none does"
+			})
+			s.flow(t, "wrong-broker", 10*some)
+			if now := readyOnes(s.bridges(t)); len(now) != replicas || slices.ContainsFunc(now, func(p pod) bool { return !isOld(p) }) {
+				t.Errorf("ready are %d pods, want the %d old ones as they were: %+v", len(now), replicas, now)
+			}
+			s.edit(t, file, bad, good)
+			s.apply(t)
+			s.awaitRollout(t)
+			s.awaitBridges(t, replicas)
+		}
+		s.edit(t, overlay, "count: 6", "count: 3")
+		s.apply(t)
+		s.awaitBridges(t, 3)
+	})
+}
+
+// releaseBehindReader rolls the migrations out while somebody reads the table that they change. The old pods go on
+// meanwhile, for a migration does not stand in the line of those who wait for the reader.
+func (s *suite) releaseBehindReader(t *testing.T, version string) {
+	t.Helper()
+	reading := make(chan error, 1)
+	go func() {
+		_, err := s.sql(t.Context(), "select count(*) from bridge.deliveries; select pg_sleep(20)") // one transaction
+		reading <- err
+	}()
+	held := func() string {
+		n, err := s.sql(t.Context(), "select count(*) from pg_locks where relation = 'bridge.deliveries'::regclass and mode = 'AccessShareLock' and virtualtransaction in (select virtualtransaction from pg_locks l join pg_stat_activity a using (pid) where a.wait_event = 'PgSleep')")
+		must(t, err)
+		return n
+	}
+	eventually(t, "the reader reads", func() (bool, string) { n := held(); return n != "0", n })
+	s.release(t, s.images.migrated)
+	s.flow(t, "migrate", 5*some)
+	if now, err := s.sql(t.Context(), "select version from bridge.schema_migrations"); err != nil || held() != "0" && now != version {
+		t.Errorf("the schema has version %s beside the reader: %v", now, err)
+	}
+	must(t, <-reading)
 }
 
 // outage restarts the pod of a server that the bridge needs.
