@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -116,6 +117,9 @@ type pair struct {
 	sent         int
 }
 
+// pairs counts those that were made, for the names of their databases.
+var pairs atomic.Int64
+
 // newPair starts the replica whose way can be cut first, so that it has the only session if there is but one.
 func newPair(t *testing.T, sessions int, admitted func(connect []byte) bool, settings ...string) *pair {
 	t.Helper()
@@ -124,7 +128,7 @@ func newPair(t *testing.T, sessions int, admitted func(connect []byte) bool, set
 	soon := func(s *service) {
 		s.cutOff = cutOffTimes{after: 3 * time.Second, pause: 300 * time.Millisecond, look: 50 * time.Millisecond, empty: time.Second}
 	}
-	p := &pair{t: t, broker: startMosquitto(t, ""), url: database(t)}
+	p := &pair{t: t, broker: startMosquitto(t, ""), url: databaseNamed(t, fmt.Sprint("pair ", pairs.Add(1)))}
 	p.path = newPath(t, p.broker.addr)
 	p.path.only(admitted)
 	settings = slices.Concat(readings, []string{

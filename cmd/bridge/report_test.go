@@ -79,8 +79,11 @@ func TestTableTroubleIsToldOnce(t *testing.T) {
 	if text := r.log.String(); !strings.Contains(text, `"message":"table of route","route":"telemetry","table":"public.telemetry"`) {
 		t.Error("the log does not tell where the table is")
 	}
-	query(t, url, `alter table telemetry rename to old`)
-	query(t, url, `create table telemetry (device_id text, "time" timestamptz, message_id uuid, n text)`)
+	// Each in one transaction: the bridge makes a table that is gone.
+	query(t, url, `do $$ begin
+		alter table telemetry rename to old;
+		create table telemetry (device_id text, "time" timestamptz, message_id uuid, n text);
+	end $$`)
 	b.publish(t, "devices/a/telemetry", `{"ts":"2026-01-01T00:00:00Z","n":1}`, 1)
 	eventually(t, "the route fails", func() (bool, string) {
 		report = r.health()
@@ -89,8 +92,10 @@ func TestTableTroubleIsToldOnce(t *testing.T) {
 	if report.Status != health.Degraded || len(report.Reasons) != 1 || report.Database.LastError != "" {
 		t.Errorf("status %s, reasons %q, last error of the database %q", report.Status, report.Reasons, report.Database.LastError)
 	}
-	query(t, url, `drop table telemetry`)
-	query(t, url, `alter table old rename to telemetry`)
+	query(t, url, `do $$ begin
+		drop table telemetry;
+		alter table old rename to telemetry;
+	end $$`)
 	eventually(t, "the message is written", func() (bool, string) {
 		got := query(t, url, `select n from telemetry`)
 		return got == "1", got

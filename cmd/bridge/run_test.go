@@ -16,7 +16,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -195,13 +194,16 @@ func (b *broker) publish(t *testing.T, topic, payload string, qos byte) {
 	}
 }
 
-// databases counts those that were made: a test may need several.
-var databases atomic.Int64
-
 // database makes an empty database and returns its URL.
 func database(t *testing.T) string {
 	t.Helper()
-	name := fmt.Sprintf("d%d_%s", databases.Add(1), strings.ToLower(regexp.MustCompile(`\W`).ReplaceAllString(t.Name(), "_")))
+	return databaseNamed(t, t.Name())
+}
+
+// databaseNamed makes an empty database for a test that needs several.
+func databaseNamed(t *testing.T, name string) string {
+	t.Helper()
+	name = strings.ToLower(regexp.MustCompile(`\W`).ReplaceAllString(name, "_"))
 	if err := server.CreateDatabase(context.Background(), name); err != nil {
 		t.Fatal(err)
 	}
@@ -250,9 +252,10 @@ func TestRunWithNothingToConnectTo(t *testing.T) {
 		code, body := r.get("/readyz")
 		return code == http.StatusServiceUnavailable && strings.Contains(body, "database: ") && strings.Contains(body, "connect"), body
 	})
-	if report := r.health(); report.Status != health.Down || report.Process.State != health.Starting || report.Database.State != "down" {
-		t.Errorf("health: %+v", report)
-	}
+	eventually(t, "the health document tells that it is down", func() (bool, string) { // the monitor has asked as well
+		report := r.health()
+		return report.Status == health.Down && report.Process.State == health.Starting && report.Database.State == "down", fmt.Sprintf("%+v", report)
+	})
 	if _, body := r.get("/metrics"); !strings.Contains(body, "bridge_database_up 0") || !strings.Contains(body, "bridge_build_info{") {
 		t.Errorf("metrics: %s", body)
 	}
