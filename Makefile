@@ -105,6 +105,7 @@ test-image: ## build the container image and look into it (where a Docker engine
 faults: ## the fault matrix, its table into docs/faults.md (FAULTS_MINUTES=30, FAULTS_SEED to play a run again)
 	FAULTS_MINUTES=$${FAULTS_MINUTES:-30} FAULTS_DOC=$(CURDIR)/docs/faults.md \
 	  go test -count=1 -timeout 0 -v -run '^TestFaults$$' ./integration/faults
+	FAULTS_MINUTES=1 go test -count=1 -timeout 15m -v -run '^(TestCutOffBridge|TestSilentBrokerMovesNoSession)$$' ./integration
 
 cover: ## hold the coverage of the last test runs against what is asked
 	bash integration/setup/coverage.sh $(COVER_DIR)

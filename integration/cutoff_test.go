@@ -4,6 +4,7 @@ package integration
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -11,9 +12,18 @@ import (
 	"github.com/rs/zerolog"
 )
 
+// long skips a test that waits for minutes, unless `make faults` runs it.
+func long(t *testing.T) {
+	t.Helper()
+	if os.Getenv("FAULTS_MINUTES") == "" {
+		t.Skip("it waits for the true times, a minute and more: make faults runs it, and cmd/bridge tests the same with shorter ones")
+	}
+}
+
 // TestCutOffBridge: nothing comes through any more between one of two bridges and the broker, while messages flow. The other
 // one takes its sessions over, with all that waits in them, and gives it a share again when its way is mended.
 func TestCutOffBridge(t *testing.T) {
+	long(t)
 	t.Parallel()
 	s := newScene(t)
 	zerolog.SetGlobalLevel(zerolog.Disabled) // toxics log to a logger of their own
@@ -62,6 +72,7 @@ func TestCutOffBridge(t *testing.T) {
 // TestSilentBrokerMovesNoSession halts the broker for longer than it takes to be cut off. Two bridges notice it at different
 // times, and neither may believe that the other one is better off.
 func TestSilentBrokerMovesNoSession(t *testing.T) {
+	long(t)
 	t.Parallel()
 	s := newScene(t)
 	env := merge(streamRoutes, map[string]string{"BRIDGE_MQTT_SESSIONS": "4"})
