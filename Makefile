@@ -30,7 +30,7 @@ SCHEMAS   := $(CACHE)/schemas-$(KUBERNETES_VERSION)-$(PROMETHEUS_OPERATOR_VERSIO
 MANIFESTS := $(CACHE)/manifests
 
 # The scenarios need a broker and a database; everything else is a unit test.
-SCENARIOS := ./integration ./integration/provider ./integration/deploy ./integration/faults ./integration/bench
+SCENARIOS := ./integration ./integration/provider ./integration/deploy ./integration/faults
 UNITS     = $(shell go list ./... | grep -vE '/integration(/provider|/image|/deploy|/faults|/bench)?$$')
 
 # The scenarios that a build machine runs a second time, on processes instead of containers.
@@ -71,6 +71,7 @@ test-allocations: ## no micro-benchmark allocates more than it may (UPDATE=1 wri
 test-integration: ## the bridge between a real broker and a real database
 	rm -rf $(COVER_DIR)/integration && mkdir -p $(COVER_DIR)/integration
 	BRIDGE_TEST_COVERDIR=$(COVER_DIR)/integration go test -race -count=1 -p 1 -timeout 20m $(SCENARIOS)
+	go test -count=1 -timeout 10m ./integration/bench # what it measures would be the race detector
 	@# A build machine has an engine, so the run above took containers. People have one or the other.
 	if [ "$${CI:-}" = true ]; then \
 	  export BRIDGE_TEST_PROVIDER=processes BRIDGE_TEST_COVERDIR=$(COVER_DIR)/integration; \

@@ -236,10 +236,29 @@ func (p *pair) end() {
 	}
 }
 
-// TestCutOffFromTheBroker: a replica that loses the broker with messages in its hands, while another one reaches it, gives its
-// session up. What it had is written once, as is all the rest; and it takes its share again when it can.
-func TestCutOffFromTheBroker(t *testing.T) {
-	p := newPair(t, 2, everybody)
+// TestCutOff: a replica that loses the broker, while another one reaches it, gives its sessions up, and takes its share
+// again when it can.
+func TestCutOff(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		sessions int
+		play     func(t *testing.T, p *pair)
+	}{
+		{"with messages in its hands", 2, cutOffUnderLoad},
+		{"with a standby", 1, cutOffWithStandby},
+	} {
+		p := newPair(t, tt.sessions, everybody) // one after the other, for they change the environment
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel() // most of it is waiting
+			p.t = t
+			tt.play(t, p)
+		})
+	}
+}
+
+// cutOffUnderLoad: what the replica had is written once, as is all the rest.
+func cutOffUnderLoad(t *testing.T, p *pair) {
+	t.Helper()
 	p.publish(20)
 	p.eachOnce()
 	conn, err := pgx.Connect(context.Background(), p.url)
@@ -284,9 +303,9 @@ func TestCutOffFromTheBroker(t *testing.T) {
 	p.end()
 }
 
-// TestCutOffWithAStandby: the only session goes to a replica that has tried the broker for the one that misses it.
-func TestCutOffWithAStandby(t *testing.T) {
-	p := newPair(t, 1, everybody)
+// cutOffWithStandby: the only session goes to a replica that has tried the broker for the one that misses it.
+func cutOffWithStandby(t *testing.T, p *pair) {
+	t.Helper()
 	p.tell("true, null")
 	p.path.only(nobody)
 	p.publish(10)
