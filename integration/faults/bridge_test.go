@@ -17,7 +17,7 @@ var bridgeScenarios = []*scenario{
 		trouble: (*stage).killAtRandom,
 	},
 	{
-		name: "kill before commit", short: true,
+		name: "kill before commit",
 		trouble: func(s *stage) {
 			kills := 0
 			for ; s.loading(); kills++ {

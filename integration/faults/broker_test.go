@@ -54,7 +54,7 @@ var brokerScenarios = []*scenario{
 		},
 	},
 	{
-		name: "broker restarts, shared subscription", short: true,
+		name:    "broker restarts, shared subscription",
 		trouble: restartBroker,
 	},
 	{

@@ -28,7 +28,7 @@ var databaseScenarios = []*scenario{
 		},
 	},
 	{
-		name: "database killed", server: true, calm: true, short: true,
+		name: "database killed", server: true, calm: true,
 		trouble: func(s *stage) {
 			kills := 0
 			for ; kills == 0 || s.loading(); kills++ {
