@@ -70,7 +70,7 @@ test-allocations: ## no micro-benchmark allocates more than it may (UPDATE=1 wri
 
 test-integration: ## the bridge between a real broker and a real database
 	rm -rf $(COVER_DIR)/integration && mkdir -p $(COVER_DIR)/integration
-	BRIDGE_TEST_COVERDIR=$(COVER_DIR)/integration go test -race -count=1 -p 1 -parallel 3 -timeout 20m $(SCENARIOS) # they mostly wait
+	BRIDGE_TEST_COVERDIR=$(COVER_DIR)/integration go test -race -count=1 -p 1 -timeout 20m $(SCENARIOS)
 	go test -count=1 -timeout 10m ./integration/bench # what it measures would be the race detector
 	@# A build machine has an engine, so the run above took containers. People have one or the other.
 	if [ "$${CI:-}" = true ]; then \

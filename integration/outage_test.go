@@ -21,7 +21,7 @@ func TestDatabaseDownForAMinute(t *testing.T) {
 	}
 	seconds := int(outage / time.Second)
 	s := newFragileScene(t)
-	bridge := s.start(t, streamRoutes) // a machine may halt the broker for longer than a keep alive of some seconds
+	bridge := s.start(t, merge(streamRoutes, map[string]string{"BRIDGE_MQTT_KEEPALIVE": "5s"}))
 	watchLaw(t, bridge)
 	load := newStreamLoad(rate * (seconds + 10))
 	devices := newPublisher(t, s.broker.URL(), "devices")

@@ -265,21 +265,12 @@ func TestReplicasTellOfTheBroker(t *testing.T) {
 	a.tells(true)
 	c.tells(false)
 	knows(b, true, true)
-	var taken []*pgxpool.Conn
-	for range own.Config().MaxConns {
-		conn, err := own.Acquire(context.Background())
-		if err != nil {
-			t.Fatal(err)
-		}
-		taken = append(taken, conn)
-	}
+	release := takeAll(t, own)
 	eventually(t, "b is without the database", func() bool { return b.leases.Status().LastError != "" })
 	if s := b.leases.Status(); s.BrokerReached || s.BrokerMissed {
 		t.Errorf("it knows %+v", s)
 	}
-	for _, conn := range taken {
-		conn.Release()
-	}
+	release()
 	knows(b, true, true)
 }
 
@@ -368,21 +359,12 @@ func TestStalledReplicaIsReplaced(t *testing.T) {
 	b := startReplica(t, pool, "b", 2)
 	shared(t, []int{1, 1}, a, b)
 	// All connections of a stay taken: it cannot reach the database, others can.
-	var taken []*pgxpool.Conn
-	for range own.Config().MaxConns {
-		conn, err := own.Acquire(context.Background())
-		if err != nil {
-			t.Fatal(err)
-		}
-		taken = append(taken, conn)
-	}
+	release := takeAll(t, own)
 	eventually(t, "b takes over", func() bool { return len(b.holds()) == 2 })
 	if n := len(a.holds()); n != 1 {
 		t.Errorf("a gave up by itself: it holds %d", n)
 	}
-	for _, conn := range taken {
-		conn.Release()
-	}
+	release()
 	eventually(t, "a notices that it was replaced", func() bool {
 		return slices.ContainsFunc(a.why(), func(err error) bool { return errors.Is(err, ErrFenced) })
 	})
@@ -670,5 +652,23 @@ func TestConfirmed(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// takeAll takes all connections of a pool: who has it cannot reach the database, while others can.
+func takeAll(t *testing.T, pool *pgxpool.Pool) (release func()) {
+	t.Helper()
+	var taken []*pgxpool.Conn
+	for range pool.Config().MaxConns {
+		conn, err := pool.Acquire(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		taken = append(taken, conn)
+	}
+	return func() {
+		for _, conn := range taken {
+			conn.Release()
+		}
 	}
 }

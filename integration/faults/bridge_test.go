@@ -17,7 +17,7 @@ var bridgeScenarios = []*scenario{
 		trouble: (*stage).killAtRandom,
 	},
 	{
-		name: "kill before commit",
+		name: "kill before commit", short: true,
 		trouble: func(s *stage) {
 			kills := 0
 			for ; s.loading(); kills++ {
