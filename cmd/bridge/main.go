@@ -23,6 +23,9 @@ const (
 )
 
 func main() {
+	if len(os.Args) < 2 || os.Args[1] == "run" {
+		slacken()
+	}
 	ctx, stop := context.WithCancel(context.Background())
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, os.Interrupt)
