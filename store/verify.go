@@ -15,6 +15,7 @@ type TableReport struct {
 	Create   bool             // the table does not exist and will be created
 	Add      []mapping.Column // columns that the table lacks and that will be added
 	Warnings []string         // what an operator should know all the same
+	Foreign  bool             // another role owns the table and has to make its partitions
 	Refused  error            // why the service would not write; nil: it would
 }
 
@@ -23,9 +24,7 @@ type TableReport struct {
 // search_path may then lead there. The error is the database's own trouble.
 func Verify(ctx context.Context, conn *pgx.Conn, ownSchema string, route *mapping.Route) (TableReport, error) {
 	r, table, err := newSurvey(conn, ownSchema).look(ctx, route)
-	if want := &route.Table; table != nil && table.partitioned && !table.owned && want.Partition != mapping.PartitionNone {
-		r.Warnings = append(r.Warnings, "partitions are not made: table "+r.Table+" belongs to another role")
-	}
+	r.Foreign = table != nil && table.partitioned && !table.owned && route.Table.Partition != mapping.PartitionNone
 	if err != nil && classify(err) == verdictRoute {
 		r.Refused, err = err, nil
 	}

@@ -145,6 +145,24 @@ func TestCheckConnect(t *testing.T) {
 			[]string{"warning: database: route telemetry: table telemetry is in schema bridge, beside the bridge's own tables"}, "BRIDGE_DATABASE_URL="+as("bridge"))
 		check(t, exitOK, []string{"table public.telemetry does not exist yet and will be created"}, nil)
 	})
+	t.Run("tables that another role makes", func(t *testing.T) {
+		environment(t, settings...)
+		if code, _, stderr := bridge(t, "", "migrate", "--tables"); code != exitOK {
+			t.Fatalf("migrate: %s", stderr)
+		}
+		query(t, url, `create role writer login`)
+		query(t, url, `grant usage on schema bridge to writer`)
+		query(t, url, `grant select, insert, update, delete on all tables in schema bridge to writer`)
+		query(t, url, `grant select, insert on all tables in schema public to writer`)
+		writer, off := "BRIDGE_DATABASE_URL="+as("writer"), "BRIDGE_MIGRATE=off"
+		check(t, exitOK, []string{"table public.telemetry fits"}, nil, writer, off)
+		check(t, exitOK, nil, []string{"warning: database: route telemetry: partitions are not made: table public.telemetry belongs to another role"}, writer)
+		const more, hint = "BRIDGE_ROUTE_TELEMETRY_COLUMNS=n:int4=$.n, extra:text=$.extra", "let bridge migrate --tables do it as the role that owns the tables"
+		check(t, exitFailure, nil, []string{"lacks extra text, and only its owner can add columns", hint}, writer, off, more)
+		query(t, url, `drop table telemetry`)
+		check(t, exitFailure, nil, []string{"does not exist, and the role may not create it in schema public", hint}, writer, off)
+		query(t, url, `drop schema bridge cascade`)
+	})
 	t.Run("replicas", func(t *testing.T) {
 		environment(t, settings...)
 		if code, _, stderr := bridge(t, "", "migrate"); code != exitOK {

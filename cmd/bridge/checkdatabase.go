@@ -138,9 +138,15 @@ func (cfg *config) checkTable(ctx context.Context, conn *pgx.Conn, route *mappin
 	for _, warning := range r.Warnings {
 		found.warnf("route %s: %s", route.Name, warning)
 	}
+	elsewhere := cfg.Migrate.value == "off" // somebody else makes the tables, and their partitions
+	if r.Foreign && !elsewhere {
+		found.warnf("route %s: partitions are not made: table %s belongs to another role", route.Name, r.Table)
+	}
 	switch {
 	case err != nil:
 		found.failf("route %s: %v", route.Name, err)
+	case r.Refused != nil && elsewhere && (r.Create || len(r.Add) > 0):
+		found.failf("route %s: %v; or, as BRIDGE_MIGRATE is off, let bridge migrate --tables do it as the role that owns the tables", route.Name, r.Refused)
 	case r.Refused != nil:
 		found.failf("route %s: %v", route.Name, r.Refused)
 	case r.Create:
