@@ -34,7 +34,7 @@ SCENARIOS := ./integration ./integration/provider ./integration/deploy ./integra
 UNITS     = $(shell go list ./... | grep -vE '/integration(/provider|/image|/deploy|/faults|/bench)?$$')
 
 # The scenarios that a build machine runs a second time, on processes instead of containers.
-CORE ?= ^Test(MainJob|Poison|BrokerRestartMidStream|DatabaseRestartMidStream|BridgeKilledMidStream|EqualReadingsThroughKills|TwoBridgesShare|FewerSessions|FiltersChange|GracefulStop)$$
+CORE ?= ^Test(MainJob|BrokerRestartMidStream|DatabaseRestartMidStream|BridgeKilledMidStream|TwoBridgesShare|GracefulStop)$$
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c

@@ -268,9 +268,11 @@ func bridgeBinary(t testing.TB) (string, *session) {
 func buildBridge(dir string) (string, error) {
 	path := filepath.Join(dir, "bridge")
 	// Without the stamp of the checkout, which git refuses to tell when another account owns it.
-	args := []string{"build", "-buildvcs=false", "-o", path}
+	args, env := []string{"build", "-buildvcs=false", "-o", path}, os.Environ()
 	if raceEnabled {
 		args = append(args, "-race")
+	} else { // as `make build` does it: what is measured is what people run
+		args, env = append(args, "-trimpath"), append(env, "CGO_ENABLED=0")
 	}
 	if os.Getenv("BRIDGE_TEST_COVERDIR") != "" {
 		// The mode in which `go test -race -cover` counts too, or the counters cannot be merged.
@@ -281,7 +283,7 @@ func buildBridge(dir string) (string, error) {
 		return "", err
 	}
 	cmd := exec.Command("go", append(args, "./cmd/bridge")...) // no context: a test that ends must not end it for all
-	cmd.Dir = root
+	cmd.Dir, cmd.Env = root, env
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build the bridge: %w\n%s", err, out)
 	}

@@ -20,9 +20,13 @@ if [ "${CI:-}" = true ]; then
   apt_install mosquitto mosquitto-clients postgresql prometheus
   bash "$setup_dir/docker.sh" up
   bash "$setup_dir/images.sh" postgres mosquitto golang distroless
-  # Kubernetes is compiled while the other tests wait for servers; the tests that need it wait for it.
+  # Kubernetes and the image are compiled while the other tests wait for servers. The tests that need Kubernetes wait
+  # for it; those of the image build it again, as integration/image does, from the layers that are there by then.
   bash "$setup_dir/kubernetes.sh" packages
-  setsid nice -n 19 bash "$setup_dir/kubernetes.sh" build >"$cache_dir/kubernetes-build.log" 2>&1 </dev/null &
+  setsid nice -n 19 bash -c '
+    bash "$1/kubernetes.sh" build >"$2/kubernetes-build.log" 2>&1
+    make -C "$3" --no-print-directory image IMAGE=bridge:prepared VERSION=v0.0.0-image-test COMMIT=abc1234 >"$2/image-build.log" 2>&1
+  ' - "$setup_dir" "$cache_dir" "$repo_dir" </dev/null &
   exit 0
 fi
 
