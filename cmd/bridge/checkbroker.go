@@ -13,8 +13,12 @@ import (
 	"go.uber.org/zap"
 )
 
-// brokerTimeout is how long the broker has for CONNACK and SUBACK.
-const brokerTimeout = 15 * time.Second
+// urlTimeout is how long a broker has for CONNACK and SUBACK at each of its addresses, one of which may be dead.
+const urlTimeout = 15 * time.Second
+
+func (cfg *config) brokerTimeout() time.Duration {
+	return urlTimeout * time.Duration(max(len(cfg.brokers()), 1))
+}
 
 // watchTimeout is how long the broker has to tell its version and its count of dropped messages: those
 // that do so at all have both at hand.
@@ -25,7 +29,7 @@ const watchTimeout = 2 * time.Second
 // and nothing of it stays with the broker.
 func (cfg *config) checkBroker(ctx context.Context) findings {
 	var found findings
-	ctx, cancel := context.WithTimeout(ctx, brokerTimeout)
+	ctx, cancel := context.WithTimeout(ctx, cfg.brokerTimeout())
 	defer cancel()
 	asked := cfg.ingest(zap.NewNop())
 	mqtt, id := cfg.visitor()
@@ -92,14 +96,14 @@ func (cfg *config) visitor() (mqtt ingest.Config, id string) {
 func (cfg *config) unreached(st ingest.Status) error {
 	reason := st.LastReason
 	if reason == "" {
-		reason = "no answer within " + brokerTimeout.String()
+		reason = "no answer within " + cfg.brokerTimeout().String()
 	}
 	return fmt.Errorf("%s: %s", strings.Join(cfg.brokers(), ", "), reason)
 }
 
 // reachBroker connects to the broker as a visitor that subscribes to nothing.
 func (cfg *config) reachBroker(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, brokerTimeout)
+	ctx, cancel := context.WithTimeout(ctx, cfg.brokerTimeout())
 	defer cancel()
 	mqtt, id := cfg.visitor()
 	mqtt.Filters, mqtt.Stale, mqtt.SessionExpiry = nil, mqtt.Subscriptions(), 0

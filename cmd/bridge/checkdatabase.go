@@ -102,13 +102,13 @@ func (cfg *config) checkSchema(ctx context.Context, conn *pgx.Conn, user, databa
 		return
 	}
 	switch {
+	case pending > 0 && cfg.Migrate.value == "off":
+		found.failf("migrations: %d of %d are pending and BRIDGE_MIGRATE is off: run bridge migrate, as a role that may create tables", pending, len(all))
 	case pending > 0 && !exists && !mayCreate:
 		found.failf("schema %s does not exist and this user may not create it: grant create on database %s to %s, or create schema %s authorization %[3]s",
 			schema, pgx.Identifier{database}.Sanitize(), pgx.Identifier{user}.Sanitize(), schema)
 	case pending > 0 && exists && !mayUse:
 		found.failf("schema %s exists and this user may not create tables in it: grant usage, create on schema %[1]s to %s", schema, pgx.Identifier{user}.Sanitize())
-	case pending > 0 && cfg.Migrate.value == "off":
-		found.failf("migrations: %d of %d are pending and BRIDGE_MIGRATE is off: run bridge migrate", pending, len(all))
 	default:
 		found.notef("schema %s: %d migrations, %d pending", schema, len(all), pending)
 	}

@@ -142,6 +142,7 @@ func loadConfig() (*config, error) {
 			found.add(variable, value, reason)
 		}
 	})
+	found.addQuoted(variablesOf(prefix, cfg))
 	cfg.loadRoutes(&found, known)
 	found.addUnknown(os.Environ(), known, slices.Concat(cfg.Routes.value, meantNames(cfg.Routes.text)))
 	if len(found) > 0 {
@@ -229,6 +230,7 @@ func (cfg *config) loadRoutes(found *problems, known map[string]string) {
 			}
 			known[v.name] = name
 		}
+		found.addQuoted(variablesOf(routePrefix, &route))
 		if err := envconfig.Process(routePrefix, &route); err != nil { // all are text
 			found.add("BRIDGE_ROUTES", name, err.Error())
 		}

@@ -353,6 +353,24 @@ func TestTLSFiles(t *testing.T) {
 	}
 }
 
+// TestQuotedValues: an env file of Docker or kustomize keeps the quotes that a shell takes away.
+func TestQuotedValues(t *testing.T) {
+	environment(t, append(telemetry, "BRIDGE_MQTT_URLS=mqtt://b", "BRIDGE_DATABASE_URL=postgres://u@h/d", "BRIDGE_MQTT_PASSWORD='p'", "BRIDGE_MQTT_USERNAME=u",
+		`BRIDGE_MQTT_SHARE_NAME="bridge"`, "BRIDGE_ROUTE_TELEMETRY_TOPIC='devices/{device_id}/telemetry'", "BRIDGE_ROUTE_TELEMETRY_TIME='$.ts'", "BRIDGE_ROUTE_TELEMETRY_DEVICE='one'")...)
+	_, err := loadConfig()
+	if err == nil {
+		t.Fatal("quoted values are taken")
+	}
+	for _, want := range []string{`BRIDGE_MQTT_SHARE_NAME: "\"bridge\"": expected a value without quotes`, "BRIDGE_ROUTE_TELEMETRY_TOPIC: \"'devices/{device_id}/telemetry'\": expected a value without quotes", "BRIDGE_ROUTE_TELEMETRY_TIME: \"'$.ts'\": expected a value without quotes"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is missing in\n%v", want, err)
+		}
+	}
+	if strings.Contains(err.Error(), "PASSWORD") || strings.Contains(err.Error(), "DEVICE") {
+		t.Errorf("a password may stand in quotes, and a constant does:\n%v", err)
+	}
+}
+
 // TestWrongConfigurations: every mistake is reported at once, one line each, with the variable's
 // name, what is wrong, and no secret; and nothing else is reported.
 func TestWrongConfigurations(t *testing.T) {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/mqttpg/bridge/ingest"
 	"github.com/mqttpg/bridge/store"
 	"go.uber.org/zap"
 )
@@ -112,7 +113,8 @@ type pair struct {
 	t            *testing.T
 	broker       *mosquitto
 	path         *path
-	url          string // of the database
+	url          string   // of the database
+	settings     []string // of both
 	cut, healthy *running
 	sent         int
 }
@@ -123,31 +125,55 @@ var pairs atomic.Int64
 // newPair starts the replica whose way can be cut first, so that it has the only session if there is but one.
 func newPair(t *testing.T, sessions int, admitted func(connect []byte) bool, settings ...string) *pair {
 	t.Helper()
-	// Times that are a part of the true ones. Nothing is asserted of them, but that they pass. Heartbeats are a second
-	// apart: for so long one replica may not know yet what another one has lost.
-	soon := func(s *service) {
-		s.cutOff = cutOffTimes{after: 3 * time.Second, pause: 300 * time.Millisecond, look: 50 * time.Millisecond, empty: time.Second}
+	p := newLonely(t, sessions, admitted, settings...)
+	p.cut.awaitReady()
+	p.join()
+	p.holds(sessions-sessions/2, sessions/2)
+	if !slices.Contains(p.settings, "BRIDGE_MQTT_TRIAL=off") {
+		p.hasTried()
 	}
+	return p
+}
+
+// newLonely starts no other replica yet.
+func newLonely(t *testing.T, sessions int, admitted func(connect []byte) bool, settings ...string) *pair {
+	t.Helper()
 	p := &pair{t: t, broker: startMosquitto(t, ""), url: databaseNamed(t, fmt.Sprint("pair ", pairs.Add(1)))}
 	p.path = newPath(t, p.broker.addr)
 	p.path.only(admitted)
-	settings = slices.Concat(readings, []string{
+	p.settings = slices.Concat(readings, []string{
 		"BRIDGE_DATABASE_URL=" + p.url, fmt.Sprint("BRIDGE_MQTT_SESSIONS=", sessions), "BRIDGE_MQTT_MODE=shared", "BRIDGE_LOG_LEVEL=debug",
 		"BRIDGE_MQTT_COMMON_SESSIONS=on", // it is one broker behind two addresses
 	}, settings)
-	environment(t, append(settings, "BRIDGE_MQTT_URLS=mqtt://"+p.path.addr)...)
+	environment(t, append(p.settings, "BRIDGE_MQTT_URLS=mqtt://"+p.path.addr)...)
 	p.cut = startWith(t, soon)
-	p.cut.awaitReady()
-	environment(t, append(settings, "BRIDGE_MQTT_URLS=mqtt://"+p.broker.addr)...)
-	p.healthy = startWith(t, soon)
-	p.healthy.awaitReady()
-	p.holds(sessions-sessions/2, sessions/2)
-	eventually(t, "the first replica has tried the broker, if it does", func() (bool, string) {
-		log := p.cut.log.String()
-		return slices.Contains(settings, "BRIDGE_MQTT_TRIAL=off") || strings.Contains(log, "the broker admits trial connections") ||
-			strings.Contains(log, "the broker refuses a trial connection"), log
-	})
 	return p
+}
+
+// soon gives times that are a part of the true ones. Nothing is asserted of them, but that they pass. Heartbeats are a second
+// apart: for so long one replica may not know yet what another one has lost.
+func soon(s *service) {
+	s.cutOff = cutOffTimes{after: 3 * time.Second, heard: time.Hour, pause: 300 * time.Millisecond, look: 50 * time.Millisecond, empty: time.Second}
+	if s.cfg.MQTT.Keepalive.value == 0 {
+		s.cutOff.heard = time.Second
+	}
+}
+
+// join starts the other replica.
+func (p *pair) join() {
+	p.t.Helper()
+	environment(p.t, append(p.settings, "BRIDGE_MQTT_URLS=mqtt://"+p.broker.addr)...)
+	p.healthy = startWith(p.t, soon)
+	p.healthy.awaitReady()
+}
+
+// hasTried waits until the first replica has tried the broker beside its connection.
+func (p *pair) hasTried() {
+	p.t.Helper()
+	eventually(p.t, "the first replica has tried the broker", func() (bool, string) {
+		log := p.cut.log.String()
+		return strings.Contains(log, "the broker admits trial connections") || strings.Contains(log, "the broker refuses a trial connection"), log
+	})
 }
 
 // holds waits until the two have so many sessions, all of them subscribed.
@@ -252,6 +278,47 @@ func TestCutOff(t *testing.T) {
 			t.Parallel() // most of it is waiting
 			p.t = t
 			tt.play(t, p)
+		})
+	}
+}
+
+// TestCutOffBeforeAnotherCame: it does not matter who was there when the broker was lost.
+func TestCutOffBeforeAnotherCame(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		admitted func(connect []byte) bool
+		lose     func(p *pair) // before the other replica starts
+	}{
+		{"it was connected", everybody, func(p *pair) {
+			p.cut.awaitReady()
+			p.hasTried()
+			p.path.only(nobody)
+		}},
+		{"it never was", nobody, func(p *pair) {
+			eventually(p.t, "it has taken the sessions", func() (bool, string) {
+				s := sessionsOf(p.cut)
+				return strings.Count(s, "bridge-") == 2, s
+			})
+		}},
+	} {
+		p := newLonely(t, 2, tt.admitted) // one after the other, for they change the environment
+		tt.lose(p)
+		p.join()
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel() // most of it is waiting
+			p.t = t
+			eventually(t, "the other one has subscribed, so that the broker keeps what is published", func() (bool, string) {
+				s := sessionsOf(p.healthy)
+				return strings.Contains(s, "subscribed"), s
+			})
+			p.publish(10)
+			p.standsBack()
+			p.eachOnce()
+			p.path.only(everybody)
+			p.cut.awaitReady()
+			p.publish(10)
+			p.eachOnce()
+			p.end()
 		})
 	}
 }
@@ -378,9 +445,21 @@ func TestNobodyIsCutOffAlone(t *testing.T) {
 
 // TestRetiringSessionsTellNothing: a session that nobody needs any more may well be refused.
 func TestRetiringSessionsTellNothing(t *testing.T) {
-	s := &service{pipelines: map[int]*pipeline{0: {lease: &store.Lease{Retiring: true}}}}
-	if held, _, _ := s.connections(); held != 0 || s.reachesBroker() != nil {
-		t.Errorf("%d sessions count, and %v is told", held, s.reachesBroker())
+	environment(t, append(readings, "BRIDGE_MQTT_URLS=mqtt://127.0.0.1:1", "BRIDGE_DATABASE_URL=postgres://u@127.0.0.1:1/d")...)
+	cfg, err := loadConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	mqtt, id := cfg.visitor()
+	session, err := ingest.New(mqtt, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &service{pipelines: map[int]*pipeline{0: {lease: &store.Lease{Retiring: true}, session: session}}}
+	if c := s.connections(); c != (connections{retiring: 1}) || s.reachesBroker() != nil {
+		t.Errorf("%+v, and %v is told", c, s.reachesBroker())
+	} else if c.none() || c.any() {
+		t.Error("it is not given to a replica that could drain it") // see alone
 	}
 }
 
@@ -446,15 +525,9 @@ func TestStandsBackWithoutDatabase(t *testing.T) {
 	}
 }
 
-// TestCutOffTimes holds the true times to what they have to outlast.
+// TestCutOffTimes: what is told of the broker is too old before anybody gives something up for it, by some heartbeats.
 func TestCutOffTimes(t *testing.T) {
-	for _, keepAlive := range []time.Duration{0, time.Second, 15 * time.Second, 30 * time.Second, time.Minute, 10 * time.Minute} {
-		times := newCutOffTimes(keepAlive)
-		if noticed := keepAlive + 10*time.Second; times.after <= noticed {
-			t.Errorf("keep alive %s: cut off after %s, though a silent broker may be noticed %s later elsewhere", keepAlive, times.after, noticed)
-		}
-		if known := times.pause + brokerTimeout; times.after <= known {
-			t.Errorf("keep alive %s: cut off after %s, though what a standby tells may be %s old", keepAlive, times.after, known)
-		}
+	if times := newCutOffTimes(); times.after < times.heard+5*time.Second {
+		t.Errorf("cut off after %s, though what another one tells may be %s old", times.after, times.heard)
 	}
 }

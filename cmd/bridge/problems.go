@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -41,6 +42,21 @@ func (p *problems) Error() string {
 
 func (p *problems) add(variable, value, reason string) {
 	*p = append(*p, problem{variable, value, strings.Join(strings.Fields(reason), " ")})
+}
+
+// addQuoted adds the variables whose values stand in quotes that mean nothing. A shell takes them away; Docker, kustomize
+// and systemd do not. A topic filter in quotes is a topic filter, which nothing matches, and a path in quotes a constant.
+func (p *problems) addQuoted(variables []variable) {
+	for _, v := range variables {
+		value := os.Getenv(v.name)
+		n := len(value)
+		if v.secret() || n < 2 || value[0] != '\'' && value[0] != '"' || value[n-1] != value[0] {
+			continue
+		}
+		if constant := v.setting == nil && !strings.HasSuffix(v.name, "_TOPIC"); !constant || value[1] == '$' {
+			p.add(v.name, value, "expected a value without quotes around it: outside of a shell they are a part of it")
+		}
+	}
 }
 
 // addErrors adds the mistakes that mapping.Compile joined.

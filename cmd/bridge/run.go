@@ -79,7 +79,9 @@ type service struct {
 	lost     lostSessions
 	cutOff   cutOffTimes
 
-	trialWorks bool // a trial connection has succeeded; of work, and of what it waits for
+	// Of work, and of what it waits for.
+	trialWorks   bool // a trial connection has succeeded
+	hasConnected bool // a session was connected
 
 	mu        sync.Mutex
 	state     string
@@ -87,6 +89,7 @@ type service struct {
 	trouble   string // why the last attempt to prepare the database did not succeed
 	standing  string // why this replica stands back; empty: it does not
 	tried     *bool  // whether a standby has reached the broker, for others that miss it; nil: it has not tried
+	triedAt   time.Time
 	pipelines map[int]*pipeline
 	unclean   []error // ends of sessions that may lead to redelivery
 }
@@ -99,7 +102,7 @@ func newService(ctx context.Context, cfg *config, log *zap.Logger) (*service, er
 	}
 	s := &service{
 		cfg: cfg, log: log, started: time.Now(), registry: prometheus.NewRegistry(), pool: pool,
-		state: health.Starting, pipelines: map[int]*pipeline{}, cutOff: newCutOffTimes(cfg.MQTT.Keepalive.value),
+		state: health.Starting, pipelines: map[int]*pipeline{}, cutOff: newCutOffTimes(),
 	}
 	v, c := buildInfo()
 	s.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
@@ -314,13 +317,15 @@ func (s *service) prepareOnce(ctx context.Context) error {
 }
 
 const (
-	// standBackPause is between two looks whether a replica still has to stand back.
-	standBackPause = 2 * time.Second
+	// standBackPause is between two looks whether a replica still has to stand back. It tries less and less often whether it
+	// could do the work, at least every standBackMost.
+	standBackPause, standBackMost = 2 * time.Second, 15 * time.Second
 	// countTimeout is how long a look may take: a database that hangs must not stop them.
 	countTimeout = 5 * time.Second
-	// tablesWait is how long a replica stands back for the tables of its routes: twice as long as the CronJob of deploy/k8s
-	// needs that makes them. After that a table is broken, and one route must not keep a replica away for ever.
-	tablesWait = 10 * time.Minute
+	// tablesWait is how long a replica stands back for the tables of its routes: four times as long as the CronJob of deploy/k8s
+	// needs that makes them, and longer than its rollouts wait for a pod. After that a table is broken, and one route must not
+	// keep a replica away for ever.
+	tablesWait = 20 * time.Minute
 )
 
 // standBack waits as long as other replicas do the work and this one could not, for want of the broker or of its tables: a
@@ -329,6 +334,7 @@ const (
 func (s *service) standBack(ctx context.Context, began time.Time, reason string) bool {
 	told := reason
 	var empty time.Time // since when there are no others
+	var tries backoffs  // a broker that refuses the password may lock the account, which is that of the others, too
 	for ctx.Err() == nil {
 		others, err := s.others(ctx)
 		empty = since(empty, err == nil && others == 0)
@@ -338,8 +344,10 @@ func (s *service) standBack(ctx context.Context, began time.Time, reason string)
 			if told == "" || over(empty, s.cutOff.empty) {
 				reason = ""
 			}
-		default:
-			reason = s.unfit(ctx, time.Since(began) < tablesWait)
+		case tries.due(standBackPause, standBackMost):
+			if reason = s.unfit(ctx, time.Since(began) < tablesWait); reason != "" {
+				tries.failed()
+			}
 		}
 		s.setStanding(reason)
 		if reason == "" {
@@ -374,7 +382,7 @@ func (s *service) unfit(ctx context.Context, tables bool) string {
 	if tables && s.cfg.Migrate.value == "off" { // somebody else makes them, and may not have done so yet
 		if failing := s.tables.Failing(); len(failing) > 0 {
 			route := slices.Min(slices.Collect(maps.Keys(failing)))
-			return "route " + route + ": " + failing[route]
+			return "route " + route + ": waits for bridge migrate --tables, which the owner of the tables runs: " + failing[route]
 		}
 	}
 	if s.cfg.MQTT.Trial.value == "on" {

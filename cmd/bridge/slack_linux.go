@@ -26,19 +26,32 @@ func slacken() {
 		return
 	}
 	path, err := os.Executable()
-	if err != nil {
+	if err != nil || !sameFile(path, "/proc/self/exe") { // it was deleted or replaced
+		return
+	}
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
 		return
 	}
 	runtime.LockOSThread() // execve keeps the slack of the thread that calls it
 	defer runtime.UnlockOSThread()
 	slack := uintptr(timerSlack.Nanoseconds())
-	if now, err := prctl(syscall.PR_GET_TIMERSLACK, 0); err != nil || now >= slack {
+	was, err := prctl(syscall.PR_GET_TIMERSLACK, 0)
+	if err != nil || was >= slack {
 		return
 	}
 	if _, err := prctl(syscall.PR_SET_TIMERSLACK, slack); err != nil {
 		return
 	}
 	_ = syscall.Exec(path, os.Args, append(os.Environ(), slackened+"=1")) //nolint:gosec // it is this program; it returns when it fails
+	_, _ = prctl(syscall.PR_SET_TIMERSLACK, was)
+	_ = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &files) // Exec has given the program's own back
+}
+
+func sameFile(a, b string) bool {
+	one, err1 := os.Stat(a)
+	other, err2 := os.Stat(b)
+	return err1 == nil && err2 == nil && os.SameFile(one, other)
 }
 
 func prctl(what int, value uintptr) (uintptr, error) {

@@ -16,11 +16,11 @@ var identicalScenarios = []*scenario{
 
 // identical publishes as fast as the broker takes it, and kills the bridge at least so many times
 // before everything is written. Small batches in a small window put many commits and acknowledgements
-// into each life. Packet Identifiers come round more than once, and between twins only they and DUP differ.
+// into each life, and make it last on a fast machine, too. Packet Identifiers come round more than once, and between twins only they and DUP differ.
 func identical(name string, messages, kills int) *scenario {
 	return &scenario{
 		name: name, kinds: func() []*kind { return []*kind{twins()} },
-		env:    map[string]string{"BRIDGE_BATCH_MAX_MESSAGES": "100", "BRIDGE_MQTT_RECEIVE_MAXIMUM": "200"},
+		env:    map[string]string{"BRIDGE_BATCH_MAX_MESSAGES": "40", "BRIDGE_MQTT_RECEIVE_MAXIMUM": "80"},
 		broker: []string{"autosave_interval 3600"}, // it lives, and to save such a queue each second takes all its time
 		rate:   messages, limit: messages,
 		trouble: func(s *stage) {
