@@ -159,6 +159,11 @@ func TestCheckConnect(t *testing.T) {
 		clerk, off := "BRIDGE_DATABASE_URL="+as("clerk"), "BRIDGE_MIGRATE=off"
 		check(t, exitOK, []string{"table public.telemetry fits"}, nil, clerk, off)
 		check(t, exitOK, nil, []string{"warning: database: route telemetry: partitions are not made: table public.telemetry belongs to another role"}, clerk)
+		query(t, url, `revoke insert, delete on bridge.deliveries from clerk`)
+		query(t, url, `revoke execute on all functions in schema bridge from public`)
+		check(t, exitOK, nil, []string{"warning: database: this user may not delete on table deliveries, execute on function ", "insert on table deliveries: grant select,"}, clerk, off)
+		query(t, url, `grant insert, delete on bridge.deliveries to clerk`)
+		query(t, url, `grant execute on all functions in schema bridge to clerk`)
 		const more, hint = "BRIDGE_ROUTE_TELEMETRY_COLUMNS=n:int4=$.n, extra:text=$.extra", "let bridge migrate --tables do it as the role that owns the tables"
 		check(t, exitFailure, nil, []string{"lacks extra text, and only its owner can add columns", hint}, clerk, off, more)
 		query(t, url, `drop table telemetry`)

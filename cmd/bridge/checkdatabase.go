@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -113,7 +114,27 @@ func (cfg *config) checkSchema(ctx context.Context, conn *pgx.Conn, user, databa
 		found.notef("schema %s: %d migrations, %d pending", schema, len(all), pending)
 	}
 	if pending == 0 {
+		checkPrivileges(ctx, conn, schema, user, found)
 		cfg.checkReplicas(ctx, conn, found)
+	}
+}
+
+// checkPrivileges warns of what the role may not do with the bridge's own tables, most of which it does every second.
+func checkPrivileges(ctx context.Context, conn *pgx.Conn, schema, user string, found *findings) {
+	var lacks []string
+	err := conn.QueryRow(ctx, `select coalesce(array_agg(what order by what), '{}') from (
+			select p || ' on table ' || c.relname as what from pg_catalog.pg_class c, unnest(array['select', 'insert', 'update', 'delete']) p
+			where c.relnamespace = $1::text::regnamespace and c.relkind in ('r', 'p') and c.relname <> 'schema_migrations' and not has_table_privilege(c.oid, p)
+			union all
+			select 'execute on function ' || f.proname from pg_catalog.pg_proc f
+			where f.pronamespace = $1::text::regnamespace and not has_function_privilege(f.oid, 'execute')) missing`,
+		pgx.Identifier{schema}.Sanitize()).Scan(&lacks)
+	switch {
+	case err != nil:
+		found.failf("privileges in schema %s: %v", schema, err)
+	case len(lacks) > 0:
+		found.warnf("this user may not %s: grant select, insert, update, delete on all tables in schema %s to %s; grant execute on all functions in schema %[2]s to %[3]s",
+			strings.Join(lacks, ", "), pgx.Identifier{schema}.Sanitize(), pgx.Identifier{user}.Sanitize())
 	}
 }
 
