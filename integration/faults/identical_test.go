@@ -16,11 +16,11 @@ var identicalScenarios = []*scenario{
 
 // identical publishes as fast as the broker takes it, and kills the bridge at least so many times
 // before everything is written. Small batches in a small window put many commits and acknowledgements
-// into each life, and make it last on a fast machine, too. Packet Identifiers come round more than once, and between twins only they and DUP differ.
+// into each life. Packet Identifiers come round more than once, and between twins only they and DUP differ.
 func identical(name string, messages, kills int) *scenario {
 	return &scenario{
 		name: name, kinds: func() []*kind { return []*kind{twins()} },
-		env:    map[string]string{"BRIDGE_BATCH_MAX_MESSAGES": "40", "BRIDGE_MQTT_RECEIVE_MAXIMUM": "80"},
+		env:    map[string]string{"BRIDGE_BATCH_MAX_MESSAGES": "100", "BRIDGE_MQTT_RECEIVE_MAXIMUM": "200"},
 		broker: []string{"autosave_interval 3600"}, // it lives, and to save such a queue each second takes all its time
 		rate:   messages, limit: messages,
 		trouble: func(s *stage) {
@@ -34,7 +34,8 @@ func identical(name string, messages, kills int) *scenario {
 				s.expire()
 				must(s.t, bridge.Start(s.ctx))
 				if s.rng.IntN(4) > 0 { // otherwise its time runs at once
-					s.ready(bridge)
+					// Not until it is ready: SUBACK stands behind all that the broker has queued.
+					s.until("the bridge has its session", func() bool { return s.owned(bridge) > 0 })
 				}
 			}
 			s.ready(bridge)
