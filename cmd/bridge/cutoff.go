@@ -162,7 +162,8 @@ func (s *service) watchReach(ctx context.Context, leave context.CancelCauseFunc)
 			s.setTried(nil)
 		}
 		switch {
-		case cut >= s.cutOff.after && (s.trialWorks || !s.hasConnected):
+		// Alone now, too: it would try a broker that is down for all at every look.
+		case cut >= s.cutOff.after && s.alone() && (s.trialWorks || !s.hasConnected):
 			err := s.cfg.reachBroker(ctx)
 			if err == nil {
 				s.log.Debug("sessions are not connected, though a trial is: they stay")
