@@ -64,8 +64,10 @@ type watchPauses struct {
 // subscription to $SYS by closing the connection.
 const watchFailures = 3
 
-// watchKeepAlive is in seconds.
-const watchKeepAlive = 60
+const (
+	watchKeepAlive = 60 // seconds
+	watchRoom      = 16 // messages that may wait to be looked at
+)
 
 // A Watch reads what a broker tells of itself below $SYS: its version, and how many messages it threw
 // away. It does so over a connection of its own, so that the sessions carry nothing but the routes: a
@@ -205,7 +207,12 @@ func (w *Watch) read(ctx context.Context, u *url.URL) error {
 			end(&disconnectError{code: d.ReasonCode})
 		},
 	})
-	connect := &paho.Connect{ClientID: w.status.ClientID, CleanStart: true, KeepAlive: watchKeepAlive}
+	// What comes is of QoS 0, which Receive Maximum says nothing of; but paho makes room for as many messages.
+	room := uint16(watchRoom)
+	connect := &paho.Connect{
+		ClientID: w.status.ClientID, CleanStart: true, KeepAlive: watchKeepAlive,
+		Properties: &paho.ConnectProperties{ReceiveMaximum: &room},
+	}
 	if err := w.cfg.logIn(connect, u.User); err != nil {
 		return err
 	}

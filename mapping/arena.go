@@ -7,10 +7,10 @@ import (
 )
 
 // The sizes of an arena: what a few hundred messages of everyday size and their rows need. A line that is
-// full holds about a dozen.
+// full holds about eighty.
 const (
 	arenaBytes    = 64 << 10
-	arenaMessages = 256
+	arenaMessages = 192
 
 	// maxArenaMessage is the greatest message that goes into an arena. A larger one is allocated for itself:
 	// so its memory is free as soon as it is settled, and it leaves no gap behind.

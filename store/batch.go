@@ -41,6 +41,7 @@ func (b *batch) reset(entries []Entry) {
 	for i := range b.groups {
 		g := &b.groups[i]
 		clear(g.units)
+		g.rows, g.sorted = forget(g.rows), false
 		if g.units = g.units[:0]; cap(g.units) <= keepUnits {
 			groups = append(groups, *g)
 		}
@@ -76,8 +77,10 @@ func (b *batch) cuts() bool { return b.unkept >= unkeptAttempts }
 
 // group is the rows of one route.
 type group struct {
-	route *mapping.Route
-	units []unit
+	route  *mapping.Route
+	units  []unit
+	rows   []rowRef // of the units
+	sorted bool     // the rows are in the order in which they are written
 }
 
 // newBatch sorts entries out. Redeliveries that the ledger knows are settled by that, whatever the
@@ -135,7 +138,28 @@ func newBatch(entries []Entry, known *ledger, settled *batch) *batch {
 	}
 	b.groups = slices.DeleteFunc(b.groups, func(g group) bool { return len(g.units) == 0 }) // kept of the batch before
 	slices.SortFunc(b.groups, func(x, y group) int { return cmp.Compare(x.route.Number, y.route.Number) })
+	for i := range b.groups {
+		g := &b.groups[i]
+		g.rows = gather(g.rows, g.units)
+		if !b.joined(i) {
+			orderOf(&g.route.Table).sort(g.rows)
+			g.sorted = true
+		}
+	}
 	return b
+}
+
+// joined says whether another group is written to the same table: then the rows of both may stand in one COPY,
+// and are sorted together. Routes of a table have numbers side by side.
+func (b *batch) joined(i int) bool {
+	same := func(j int) bool {
+		if j < 0 || j == len(b.groups) {
+			return false
+		}
+		t, other := &b.groups[i].route.Table, &b.groups[j].route.Table
+		return t.Schema == other.Schema && t.Name == other.Name
+	}
+	return same(i-1) || same(i+1)
 }
 
 // maxRow is the size in bytes of the largest row that is offered to the database. The protocol ends at

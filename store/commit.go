@@ -197,7 +197,7 @@ func (w *Writer) prepare(ctx context.Context, b *batch, o *outcome, progress fun
 		default:
 			careful = careful || failing
 			in := w.insertion(g.route)
-			in.prepare(p, g.units)
+			in.prepare(p, g)
 			in.failing = failing
 			live = append(live, in)
 		}

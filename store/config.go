@@ -12,7 +12,7 @@ type Config struct {
 	// Schema holds the bridge's own tables. Default bridge.
 	Schema string
 	// MaxMessages ends a batch. More per batch costs the database less CPU per message, as it visits each page
-	// of the index once for several rows, and more memory. Default 5000.
+	// of the index once for several rows, and more memory. Default 7500.
 	MaxMessages int
 	// MaxBytes ends a batch, by Entry.Size; a larger message goes alone. Default 8 MiB.
 	MaxBytes int
@@ -50,7 +50,7 @@ func (c Config) withDefaults() Config {
 		c.Schema = "bridge"
 	}
 	if c.MaxMessages <= 0 {
-		c.MaxMessages = 5000
+		c.MaxMessages = 7500
 	}
 	if c.MaxBytes <= 0 {
 		c.MaxBytes = 8 << 20

@@ -292,10 +292,9 @@ func TestOrderOfRows(t *testing.T) {
 			units = append(units, unit{entry: i, rows: rows[i : i+1]})
 		}
 		var got []int32
-		in := insertion{}
-		in.gather(&plan{timeless: test.timeless}, units)
-		in.plan.sort(in.rows)
-		for _, ref := range in.rows {
+		refs := gather(nil, units)
+		order{timeless: test.timeless}.sort(refs)
+		for _, ref := range refs {
 			got = append(got, ref.unit)
 		}
 		if !slices.Equal(got, test.want) {

@@ -8,11 +8,10 @@ import (
 
 // Entry is one message waiting in the writer, from its receipt to its settlement.
 type Entry struct {
-	Message    *mapping.Message
-	Outcomes   []mapping.Outcome // one per matching route; none: the message becomes a dead letter
-	Arena      *mapping.Arena    // that holds both; the writer only hands it back
-	Size       int               // bytes charged to the budget, and counted against Config.MaxBytes
-	ReceivedAt time.Time         // as the message's, for the latency
+	Message  *mapping.Message
+	Outcomes []mapping.Outcome // one per matching route; none: the message becomes a dead letter
+	Arena    *mapping.Arena    // that holds both; the writer only hands it back
+	Size     int               // bytes charged to the budget, and counted against Config.MaxBytes
 
 	// Rejection is why the message is a dead letter though no route was asked; nil: the routes decide.
 	Rejection *mapping.Rejection

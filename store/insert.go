@@ -53,7 +53,7 @@ type plan struct {
 	alike    likeness
 	copy     string // copy t (columns) from stdin; empty: the rows are inserted
 	drops    bool   // a trigger before the insert may let rows vanish
-	timeless bool   // the time is not in the key
+	order           // of the rows
 }
 
 // likeness is the same for plans that say the same of the same table.
@@ -65,7 +65,7 @@ const columnKind = "a.atttypid::int8 * 4294967296 + a.atttypmod"
 // newPlan is asked after the table was looked at and found to suit.
 func newPlan(route *mapping.Route, table *catalogTable) *plan {
 	columns := route.Table.Columns
-	p := &plan{table: tableName(&route.Table), route: route, timeless: !slices.Contains(route.Table.KeyColumns, "time")}
+	p := &plan{table: tableName(&route.Table), route: route, order: orderOf(&route.Table)}
 	var names, params, kinds []string
 	for i, column := range columns {
 		kind := table.columns[column.Name].kind
@@ -180,20 +180,27 @@ func refer(row *mapping.Row, unit, place int) rowRef {
 	return rowRef{row: row, unit: int32(unit), place: int32(place), day: int32(day), device: binary.BigEndian.Uint64(device[:])}
 }
 
+// order is that in which rows are written to a table.
+type order struct {
+	timeless bool // the time is not in the key
+}
+
+func orderOf(t *mapping.Table) order { return order{timeless: !slices.Contains(t.KeyColumns, "time")} }
+
 // sort puts rows in the order of their day and key. Every writer of every replica does, so that two
 // transactions that meet in the same keys wait for one another instead of deadlocking. The day is in
 // front because COPY gathers rows by partition before it inserts them: with all rows of a partition side
 // by side it keeps the order. Equal keys stay in the order of receipt: the first is inserted, the
 // others are its duplicates. The place sees to that, faster than a stable sort would.
-func (p *plan) sort(rows []rowRef) {
+func (o order) sort(rows []rowRef) {
 	slices.SortFunc(rows, func(a, b rowRef) int {
-		if a.day != b.day && !p.timeless {
+		if a.day != b.day && !o.timeless {
 			return cmp.Compare(a.day, b.day)
 		}
 		if a.device != b.device {
 			return cmp.Compare(a.device, b.device)
 		}
-		return cmp.Or(p.compareKeys(a.row, b.row), cmp.Compare(a.place, b.place))
+		return cmp.Or(o.compareKeys(a.row, b.row), cmp.Compare(a.place, b.place))
 	})
 }
 
@@ -207,11 +214,11 @@ func (p *plan) twice(rows []rowRef) bool {
 	return false
 }
 
-func (p *plan) compareKeys(a, b *mapping.Row) int {
+func (o order) compareKeys(a, b *mapping.Row) int {
 	if c := strings.Compare(a.DeviceID, b.DeviceID); c != 0 {
 		return c
 	}
-	if c := cmp.Compare(a.Time, b.Time); c != 0 && !p.timeless {
+	if c := cmp.Compare(a.Time, b.Time); c != 0 && !o.timeless {
 		return c
 	}
 	return bytes.Compare(a.MessageID[:], b.MessageID[:])
@@ -223,6 +230,8 @@ type insertion struct {
 	units []unit
 	rows  []rowRef // in the order of their keys once the statements are made
 	parts []*part
+
+	sorted bool // the rows are, already
 
 	failing bool // the last attempt did not succeed
 
@@ -245,7 +254,8 @@ type insertion struct {
 	inserted map[rowKey]struct{}
 
 	buffers [][]byte
-	copy    part // that of the COPY
+	copy    part     // that of the COPY
+	own     []rowRef // memory for rows that are not those of a group
 }
 
 // part is one statement of an insertion and the rows it carries.
@@ -266,9 +276,10 @@ func keyOf(row *mapping.Row) rowKey { return rowKey{row.DeviceID, row.Time, row.
 // maxPatience bounds insertion.patience.
 const maxPatience = 64
 
-// prepare makes the statements for units. The first attempt at them may be a COPY, which arrange completes.
-func (in *insertion) prepare(p *plan, units []unit) {
-	in.gather(p, units)
+// prepare makes the statements for a group. The first attempt at them may be a COPY, which arrange completes.
+func (in *insertion) prepare(p *plan, g *group) {
+	in.begin(p, g.units)
+	in.rows, in.sorted = g.rows, g.sorted
 	if in.copies() {
 		in.copying = true
 		in.copy = part{rows: in.rows, statement: statement{sql: p.copy, columns: len(p.oids)}}
@@ -280,19 +291,26 @@ func (in *insertion) prepare(p *plan, units []unit) {
 
 // prepareInsert makes statements for units that do not fail over a duplicate.
 func (in *insertion) prepareInsert(p *plan, units []unit) {
-	in.gather(p, units)
+	in.begin(p, units)
+	in.own = gather(in.own, units)
+	in.rows, in.sorted = in.own, false
 	in.insert()
 }
 
-// gather takes the rows of units.
-func (in *insertion) gather(p *plan, units []unit) {
-	in.plan, in.units = p, units
-	in.rows = slices.Grow(in.rows[:0], len(units))
+// gather refers to the rows of units, in memory that is there.
+func gather(rows []rowRef, units []unit) []rowRef {
+	rows = slices.Grow(rows[:0], len(units))
 	for i := range units {
 		for j := range units[i].rows {
-			in.rows = append(in.rows, refer(&units[i].rows[j], i, len(in.rows)))
+			rows = append(rows, refer(&units[i].rows[j], i, len(rows)))
 		}
 	}
+	return rows
+}
+
+// begin forgets what was made for other units.
+func (in *insertion) begin(p *plan, units []unit) {
+	in.plan, in.units = p, units
 	in.parts = in.parts[:0]
 	in.copying, in.several, in.inserted = false, false, nil
 	in.leader, in.others, in.guessed = nil, in.others[:0], false
@@ -301,24 +319,26 @@ func (in *insertion) gather(p *plan, units []unit) {
 	}
 }
 
-// letGo forgets the rows: they are settled, and the route's next ones may be long in coming. Memory of everyday size is kept.
+// letGo forgets the rows: they are committed, and the route's next ones may be long in coming. Memory of everyday size is kept.
 func (in *insertion) letGo() {
-	clear(in.rows[:cap(in.rows)]) // an isolation leaves others behind those of its last part
+	in.own, in.joint = forget(in.own), forget(in.joint)
 	clear(in.parts[:cap(in.parts)])
-	clear(in.joint[:cap(in.joint)])
 	in.copy = part{}
-	in.units, in.rows, in.parts, in.inserted = nil, in.rows[:0], in.parts[:0], nil
-	if cap(in.rows) > keepUnits {
-		in.rows = nil
-	}
-	if cap(in.joint) > keepUnits {
-		in.joint = nil
-	}
+	in.units, in.rows, in.parts, in.inserted = nil, nil, in.parts[:0], nil
 	for i, b := range in.buffers {
 		if cap(b) > keepBuffer {
 			in.buffers[i] = nil
 		}
 	}
+}
+
+// forget empties memory for rows, up to its end: an isolation leaves others behind those of its last part.
+func forget(rows []rowRef) []rowRef {
+	if cap(rows) > keepUnits {
+		return nil
+	}
+	clear(rows[:cap(rows)])
+	return rows[:0]
 }
 
 // copies says whether COPY is worth trying, and can be accounted for: of messages with several rows it
@@ -344,10 +364,18 @@ func (in *insertion) learn(duplicates bool) {
 	}
 }
 
+// sort puts the rows in order.
+func (in *insertion) sort() {
+	if !in.sorted {
+		in.plan.sort(in.rows)
+		in.sorted = true
+	}
+}
+
 // insert makes the statements that insert the rows.
 func (in *insertion) insert() {
 	p := in.plan
-	p.sort(in.rows)
+	in.sort()
 	in.copying, in.parts = false, in.parts[:0]
 	in.leader, in.others = nil, in.others[:0]
 	if p.arrays != nil {

@@ -35,7 +35,7 @@ func arrange(live []*insertion) {
 
 // insertDuplicates makes inserts of the rows if a key stands twice in them: COPY would fail.
 func (in *insertion) insertDuplicates() bool {
-	if in.plan.sort(in.rows); !in.plan.twice(in.rows) {
+	if in.sort(); !in.plan.twice(in.rows) {
 		return false
 	}
 	in.insert()

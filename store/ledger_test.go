@@ -104,7 +104,7 @@ func (l *line) deliver(packetID uint16, dup bool, incarnation uint64, topic, pay
 		ReceivedAt: time.Now().UTC().Truncate(time.Microsecond),
 	}
 	l.writer.Enqueue(Entry{
-		Message: m, Outcomes: l.routes.Map(m, nil), Size: 300, ReceivedAt: m.ReceivedAt,
+		Message: m, Outcomes: l.routes.Map(m, nil), Size: 300,
 		PacketID: packetID, Dup: dup, Incarnation: incarnation, Connection: 1,
 	})
 }

@@ -138,7 +138,7 @@ func costOf(ctx context.Context, pool *pgxpool.Pool, config mapping.RouteConfig,
 			n := i*costBatch + j
 			m := &mapping.Message{Topic: fmt.Sprintf("devices/%d/telemetry", n%1000), QoS: 1, Seed: uint64(n), ReceivedAt: time.Now().UTC().Truncate(time.Microsecond)}
 			m.Payload = fmt.Appendf(nil, `{"ts":%d,"temperature":21.5,"status":"ok","humidity":48.25,"battery":3.71,"firmware":"4.12.0","rssi":-67,"uptime":%d,"x":"x"}`, 1_800_000_000_000+n, 100_000_000+n)
-			batches[i] = append(batches[i], Entry{Message: m, Outcomes: routes.Map(m, nil), Size: 300, ReceivedAt: m.ReceivedAt, PacketID: uint16(n%maxPacketID + 1), Attempt: 1})
+			batches[i] = append(batches[i], Entry{Message: m, Outcomes: routes.Map(m, nil), Size: 300, PacketID: uint16(n%maxPacketID + 1), Attempt: 1})
 		}
 	}
 	var backend int

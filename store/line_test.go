@@ -96,7 +96,7 @@ func (l *line) sendMessage(m *mapping.Message) {
 	}
 	l.writer.Enqueue(Entry{
 		Message: m, Outcomes: l.routes.Map(m, nil), Size: len(m.Topic) + len(m.Payload) + 200,
-		ReceivedAt: m.ReceivedAt, PacketID: l.next, Connection: 1,
+		PacketID: l.next, Connection: 1,
 	})
 }
 

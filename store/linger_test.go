@@ -44,7 +44,7 @@ func TestWhenBatchesAreTaken(t *testing.T) {
 			for range test.waiting {
 				w.queue = append(w.queue, Entry{enqueuedAt: now.Add(-test.quiet)})
 			}
-			entries, wait := w.take()
+			entries, wait := w.take(nil, false)
 			if taken := len(entries) == test.waiting; taken != test.taken || taken == (wait > 0) {
 				t.Errorf("%d entries, wait %v", len(entries), wait)
 			}

@@ -126,7 +126,7 @@ func (m *Metrics) committed(b *batch, now time.Time, took time.Duration) {
 	m.latency.mu.Lock()
 	latency := m.latency.at(0, "")
 	for i := range b.entries {
-		latency.observe(m.latency.bounds, now.Sub(b.entries[i].ReceivedAt).Seconds())
+		latency.observe(m.latency.bounds, now.Sub(b.entries[i].Message.ReceivedAt).Seconds())
 	}
 	m.latency.mu.Unlock()
 

@@ -24,7 +24,7 @@ func benchEntries(b *testing.B, n int) (*mapping.Route, []Entry) {
 	for i := range entries {
 		m := &mapping.Message{Topic: fmt.Sprintf("devices/d%d/telemetry", i*7919%1000), QoS: 1, Seed: uint64(i), ReceivedAt: time.Unix(1_800_000_000, 0).UTC()}
 		m.Payload = fmt.Appendf(nil, `{"id":"%08x-0000-4000-8000-000000000000","ts":"2026-11-23T00:00:%02d.%03dZ","temperature":21.53,"humidity":40.10,"battery":3.7,"status":"ok"}`, i, i/1000%60, i%1000)
-		entries[i] = Entry{Message: m, Outcomes: routes.Map(m, nil), Size: 300, ReceivedAt: m.ReceivedAt, PacketID: uint16(i%65535 + 1)}
+		entries[i] = Entry{Message: m, Outcomes: routes.Map(m, nil), Size: 300, PacketID: uint16(i%65535 + 1)}
 	}
 	return routes.All()[0], entries
 }
@@ -42,7 +42,7 @@ func BenchmarkEncodeBatch(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				batch = newBatch(entries, nil, batch)
-				in.prepare(p, batch.groups[0].units)
+				in.prepare(p, &batch.groups[0])
 				arrange([]*insertion{&in})
 				for rows := in.parts[0].copied; len(rows) > 0; {
 					rows, wire = appendCopyData(wire[:0], rows, in.parts[0].columns)
@@ -90,6 +90,7 @@ func BenchmarkRoutes(b *testing.B) {
 			}
 			var arena *mapping.Arena
 			var last *batch
+			var taken []Entry
 			var wire []byte
 			ready := func() {}
 			b.ReportAllocs()
@@ -99,12 +100,13 @@ func BenchmarkRoutes(b *testing.B) {
 				var a *mapping.Arena
 				arena, a = arena.Next(len(m.Payload))
 				a.Hold()
-				w.Enqueue(Entry{Message: m, Outcomes: routes.MapCopy(m, nil, a), Arena: a, Size: 500, ReceivedAt: m.ReceivedAt})
+				w.Enqueue(Entry{Message: m, Outcomes: routes.MapCopy(m, nil, a), Arena: a, Size: 500})
 				if (i+1)%size != 0 {
 					continue
 				}
-				entries, _ := w.take()
+				entries, _ := w.take(taken, false)
 				last = newBatch(entries, nil, last)
+				taken = entries
 				o := &outcome{tallies: make(tallies, len(last.groups))}
 				live, _, _, err := w.prepare(b.Context(), last, o, ready)
 				if err != nil {
@@ -136,8 +138,8 @@ func BenchmarkRoutes(b *testing.B) {
 					in.learn(o.tallies.of(in.plan.route.Name).duplicate > 0)
 				}
 				w.recount(b.Context(), nil, last, live, o)
-				w.settled(last, o, time.Now())
 				w.letGo(last)
+				w.settled(last, o, time.Now())
 			}
 		})
 	}

@@ -1,10 +1,12 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,8 +18,8 @@ import (
 // idleTurn is how often the loop of an idle writer turns, for those who watch that it does.
 const idleTurn = time.Second
 
-// Writer commits the messages of one session, in the order of receipt. Its one goroutine is that of
-// Run; all other methods may be called from anywhere at any time.
+// Writer commits the messages of one session, in the order of receipt. Run is its one loop; all other methods
+// may be called from anywhere at any time.
 type Writer struct {
 	pool     *pgxpool.Pool
 	cfg      Config
@@ -40,8 +42,8 @@ type Writer struct {
 	mu        sync.Mutex
 	queue     []Entry // head: the oldest entry that is not in a batch
 	head      int
-	bytes     int // of the queue
-	batch     []Entry
+	bytes     int           // of the queue
+	taken     [][]Entry     // batches that are not settled, the oldest first; at most two
 	takenAt   time.Time     // when the last batch was taken
 	linger    time.Duration // how long after that the next one is
 	window    int           // after so many messages the broker seems to wait
@@ -52,9 +54,8 @@ type Writer struct {
 	ended     bool
 	status    WriterStatus
 
-	// Of Run alone.
-	insertions []*insertion // by the number of the route; nil: it has had no rows yet
-	ledger     *ledger      // nil without a fence: who shares a session cannot keep its ledger
+	ledger     *ledger      // of Run alone; nil without a fence: who shares a session cannot keep its ledger
+	insertions []*insertion // of the commit at work; by the number of the route; nil: it has had no rows yet
 }
 
 // WriterStatus is what a writer is doing.
@@ -113,10 +114,13 @@ func (w *Writer) Enqueue(e Entry) {
 		w.counters.abandoned([]Entry{e})
 		return
 	}
+	if len(w.queue) == cap(w.queue) {
+		w.queue = slices.Grow(w.queue, len(w.queue)+1) // in larger steps than append, which would leave more behind
+	}
 	w.queue = append(w.queue, e)
 	w.bytes += e.Size
 	n := len(w.queue) - w.head
-	signal := n == 1 || n == w.worthwhile() || w.bytes >= w.cfg.MaxBytes
+	signal := n == w.cfg.MaxMessages || w.bytes >= w.cfg.MaxBytes || len(w.taken) == 0 && (n == 1 || n == w.worthwhile())
 	w.mu.Unlock()
 	if signal {
 		w.signal()
@@ -140,39 +144,74 @@ func (w *Writer) Run(ctx context.Context) error {
 	if err := w.openLedger(ctx); err != nil {
 		return err
 	}
-	var b *batch
-	for {
-		entries, err := w.collect(ctx)
-		if err != nil || len(entries) == 0 {
+	// While the database has one batch the next is sorted out if it is full, and while it has that one, the first
+	// is settled: the database is hardly ever waited for.
+	var at *pending
+	for b, other := new(batch), new(batch); ; b, other = other, b {
+		entries, err := w.collect(ctx, b.entries, at)
+		if err == nil && len(entries) > 0 {
+			w.sortOut(entries, b)
+		}
+		last := at
+		if at = nil; last != nil {
+			<-last.done
+			err = cmp.Or(last.err, err)
+		}
+		if err == nil && len(entries) > 0 {
+			at = w.start(ctx, b)
+		}
+		if last != nil && last.err == nil {
+			w.settled(last.batch, last.outcome, last.began)
+		}
+		if err != nil || last == nil && at == nil {
 			return err
 		}
-		started := time.Now()
-		if w.ledger != nil {
-			w.mu.Lock()
-			w.ledger.confirmed = max(w.ledger.confirmed, w.confirmed)
-			w.mu.Unlock()
-		}
-		b = newBatch(entries, w.ledger, b)
-		o, err := w.commit(ctx, b)
-		if err != nil {
-			return err
-		}
-		if len(b.record.packetIDs) > 0 {
-			w.ledger.stored, w.ledger.named = b.record.incarnation, b.record.broker
-		}
-		w.settled(b, o, started)
-		w.letGo(b)
 	}
 }
 
-// letGo forgets a batch that is settled, but for memory that the next one uses.
+// sortOut makes a batch of entries, in the memory of one that is settled.
+func (w *Writer) sortOut(entries []Entry, settled *batch) {
+	if w.ledger != nil {
+		w.mu.Lock()
+		w.ledger.confirmed = max(w.ledger.confirmed, w.confirmed)
+		w.mu.Unlock()
+	}
+	newBatch(entries, w.ledger, settled)
+}
+
+// pending is a batch that the database has.
+type pending struct {
+	batch   *batch
+	began   time.Time
+	done    chan struct{} // closed when it has ended, and outcome and err are set
+	outcome *outcome
+	err     error
+}
+
+// start has the database commit a batch. There is one commit at a time. A small one is waited for: no full batch comes
+// together meanwhile, and a goroutine for it costs a tenth of the bridge's CPU time at a thousand messages a second.
+func (w *Writer) start(ctx context.Context, b *batch) *pending {
+	p := &pending{batch: b, began: time.Now(), done: make(chan struct{})}
+	commit := func() {
+		defer close(p.done)
+		p.outcome, p.err = w.commit(ctx, b)
+		w.letGo(b)
+	}
+	if len(b.entries) < min(enough, w.cfg.MaxMessages) {
+		commit()
+	} else {
+		go commit()
+	}
+	return p
+}
+
+// letGo forgets the rows of a batch, but for memory that the next one uses.
 func (w *Writer) letGo(b *batch) {
 	for i := range b.groups {
 		if n := b.groups[i].route.Number; n < len(w.insertions) && w.insertions[n] != nil { // else it was parked all the time
 			w.insertions[n].letGo()
 		}
 	}
-	b.reset(nil)
 }
 
 // BeginIncarnation voids what the ledger knows of the broker's session, because the broker has begun
@@ -299,22 +338,32 @@ func pauseUntil(ctx context.Context, d time.Duration, enough <-chan struct{}) er
 
 // collect waits for a batch: what gathered while the last one was committed, if that is much or took
 // long; or else what gathers until some time after the last one, which depends on the rate. A
-// lone message in a quiet time is not waited with. No entries and no error: the writer is drained.
-func (w *Writer) collect(ctx context.Context) ([]Entry, error) {
+// lone message in a quiet time is not waited with. While a commit is at work, only a full batch is taken: a
+// larger one costs less. No entries and no error: that commit has ended, or without one, the writer is drained.
+// The entries are put where others were.
+func (w *Writer) collect(ctx context.Context, where []Entry, at *pending) ([]Entry, error) {
 	timer := time.NewTimer(idleTurn)
 	defer timer.Stop()
+	var ended chan struct{}
+	if at != nil {
+		ended = at.done
+	}
 	for {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		w.turned()
-		entries, wait := w.take()
+		if at == nil {
+			w.turned() // else it is the commit that has to turn
+		}
+		entries, wait := w.take(where, at != nil)
 		if len(entries) > 0 || wait < 0 {
 			return entries, nil
 		}
 		timer.Reset(wait)
 		select {
 		case <-ctx.Done():
+		case <-ended:
+			return nil, nil
 		case <-w.wake:
 		case <-timer.C:
 		}
@@ -364,12 +413,15 @@ func (w *Writer) worthwhile() int {
 	return n
 }
 
-// take takes the next batch from the queue, or says how long to wait for it; a negative time means
-// that the drained writer has nothing left.
-func (w *Writer) take() (_ []Entry, wait time.Duration) {
+// take takes the next batch from the queue, only a full one if so told, or says how long to wait for it; a negative
+// time means that the drained writer has nothing left.
+func (w *Writer) take(where []Entry, full bool) (_ []Entry, wait time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	waiting := w.queue[w.head:]
+	if full && len(waiting) < w.cfg.MaxMessages && w.bytes < w.cfg.MaxBytes {
+		return nil, idleTurn
+	}
 	if len(waiting) == 0 {
 		if w.draining {
 			w.drained, w.ended = true, true // from here on Enqueue lets go
@@ -392,7 +444,8 @@ func (w *Writer) take() (_ []Entry, wait time.Duration) {
 		size += waiting[n].Size
 		n++
 	}
-	w.batch = append(w.batch[:0], waiting[:n]...)
+	entries := append(where[:0], waiting[:n]...)
+	w.taken = append(w.taken, entries)
 	clear(waiting[:n])
 	w.head += n
 	w.bytes -= size
@@ -406,12 +459,15 @@ func (w *Writer) take() (_ []Entry, wait time.Duration) {
 		clear(w.queue[rest:])
 		w.queue, w.head = w.queue[:rest], 0
 	}
-	return w.batch, 0
+	return entries, 0
 }
 
 // settled counts a committed batch and hands it back.
 func (w *Writer) settled(b *batch, o *outcome, started time.Time) {
 	now := time.Now()
+	if len(b.record.packetIDs) > 0 {
+		w.ledger.stored, w.ledger.named = b.record.incarnation, b.record.broker
+	}
 	for _, l := range o.letters {
 		o.tallies.of(l.route).deadLetter(l.reason)
 	}
@@ -426,10 +482,12 @@ func (w *Writer) settled(b *batch, o *outcome, started time.Time) {
 	w.metrics.committed(b, now, now.Sub(started))
 	w.settle(b.entries)
 
+	b.reset(b.entries[:0])
+
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	clear(w.batch)
-	w.batch = w.batch[:0]
+	clear(w.taken[0])
+	w.taken = slices.Delete(w.taken, 0, 1)
 	w.status.LastCommit = now
 	w.status.Retrying = false
 }
@@ -439,9 +497,11 @@ func (w *Writer) end() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.ended = true
-	w.counters.abandoned(w.batch)
+	for _, entries := range w.taken {
+		w.counters.abandoned(entries)
+	}
 	w.counters.abandoned(w.queue[w.head:])
-	w.batch, w.queue, w.head, w.bytes = nil, nil, 0, 0
+	w.taken, w.queue, w.head, w.bytes = nil, nil, 0, 0
 	close(w.done)
 }
 
@@ -475,14 +535,16 @@ func (w *Writer) Status() WriterStatus {
 	defer w.mu.Unlock()
 	s := w.status
 	waiting := w.queue[w.head:]
-	s.InFlight = len(w.batch) + len(waiting)
-	s.InFlightBytes = w.bytes
-	for i := range w.batch {
-		s.InFlightBytes += w.batch[i].Size
+	s.InFlight, s.InFlightBytes = len(waiting), w.bytes
+	for _, entries := range w.taken {
+		s.InFlight += len(entries)
+		for i := range entries {
+			s.InFlightBytes += entries[i].Size
+		}
 	}
 	switch {
-	case len(w.batch) > 0:
-		s.OldestUnacknowledged = time.Since(w.batch[0].enqueuedAt)
+	case len(w.taken) > 0:
+		s.OldestUnacknowledged = time.Since(w.taken[0][0].enqueuedAt)
 	case len(waiting) > 0:
 		s.OldestUnacknowledged = time.Since(waiting[0].enqueuedAt)
 	}

@@ -83,7 +83,7 @@ type databaseConfig struct {
 }
 
 type batchConfig struct {
-	MaxMessages integer  `split_words:"true" default:"5000" desc:"most messages in one transaction"`
+	MaxMessages integer  `split_words:"true" default:"7500" desc:"most messages in one transaction"`
 	MaxBytes    size     `split_words:"true" default:"8MiB" desc:"most bytes in one transaction; a larger message goes alone"`
 	Linger      duration `default:"40ms" desc:"greatest time between batches that is waited for more messages; at up to 2 500 messages a second it is 5ms, and a lone message does not wait"`
 }

@@ -49,7 +49,7 @@ var contract = map[string]string{
 	"BRIDGE_DATABASE_URL_FILE":      "",
 	"BRIDGE_SCHEMA":                 "bridge",
 	"BRIDGE_MIGRATE":                "on",
-	"BRIDGE_BATCH_MAX_MESSAGES":     "5000",
+	"BRIDGE_BATCH_MAX_MESSAGES":     "7500",
 	"BRIDGE_BATCH_MAX_BYTES":        "8MiB",
 	"BRIDGE_BATCH_LINGER":           "40ms",
 	"BRIDGE_MAX_INFLIGHT_BYTES":     "256MiB",
@@ -153,7 +153,7 @@ func TestDefaults(t *testing.T) {
 		t.Errorf("URLs %v", m.URLs.value)
 	case m.Keepalive.value != 15*time.Second || m.SessionExpiry.value != 24*time.Hour:
 		t.Errorf("keep alive %s, session expiry %s", m.Keepalive.value, m.SessionExpiry.value)
-	case cfg.Batch.MaxMessages.value != 5000 || cfg.Batch.MaxBytes.value != 8<<20 || cfg.Batch.Linger.value != 40*time.Millisecond:
+	case cfg.Batch.MaxMessages.value != 7500 || cfg.Batch.MaxBytes.value != 8<<20 || cfg.Batch.Linger.value != 40*time.Millisecond:
 		t.Errorf("batch %+v", cfg.Batch)
 	case cfg.MaxInflightBytes.value != 256<<20 || cfg.ShutdownTimeout.value != 25*time.Second || cfg.ParkAfter.value != 5*time.Second:
 		t.Errorf("in-flight %d, shutdown %s, park after %s", cfg.MaxInflightBytes.value, cfg.ShutdownTimeout.value, cfg.ParkAfter.value)

@@ -95,7 +95,7 @@ const (
 func (p *pipeline) deliver(_ context.Context, d *ingest.Delivery) {
 	p.received.Add(1)
 	entry := store.Entry{
-		Message: d.Message, Arena: d.Arena, ReceivedAt: d.Message.ReceivedAt,
+		Message: d.Message, Arena: d.Arena,
 		PacketID: d.PacketID, Dup: d.Dup, Incarnation: d.Incarnation, Attempt: d.Attempt, Broker: d.Broker, Connection: d.Connection,
 	}
 	if d.Cut != nil {

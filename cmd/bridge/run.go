@@ -152,7 +152,7 @@ func (cfg *config) store(log *zap.Logger) store.Config {
 }
 
 // batchesInFlight is how many batches of messages a session reads ahead: while one is committed the next
-// fills up. A third one cost 5 MB and saved nothing.
+// fills up and is sorted out. A third one cost 5 MB and saved nothing.
 const batchesInFlight = 2
 
 // maxInFlight is how many QoS 1 and 2 messages of a session are read and not yet acknowledged at most,

@@ -149,7 +149,7 @@ const (
 	manyTables      = "a table each"
 	manyTablesAlone = "a table each, statement"
 
-	bridgeBatch = 5000
+	bridgeBatch = 7500
 )
 
 func measureRoutes(t *testing.T, b *suite) []*Point {

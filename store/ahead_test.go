@@ -1,0 +1,122 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"time"
+)
+
+// heldUp is a line with three full batches, of which the first cannot be committed as long as a table is locked, and
+// the second is sorted out already.
+func heldUp(t *testing.T, lineLock time.Duration) (l *line, cfg Config, wait func() error, stop context.CancelCauseFunc, letGo func()) {
+	t.Helper()
+	_, pool := newDatabase(t)
+	cfg = impatient(t)
+	cfg.MaxMessages, cfg.lineLock, cfg.ParkAfter = 4, lineLock, time.Hour
+	l = newLine(t, pool, cfg, own(t, pool, 1), keyless)
+	if err := l.tables.Ensure(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	tx, err := pool.Begin(context.WithoutCancel(t.Context()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), "lock table readings"); err != nil {
+		t.Fatal(err)
+	}
+	letGo = func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }
+	t.Cleanup(letGo)
+	for id := range uint16(12) {
+		l.deliver(id+1, false, 0, "readings/a", "21.5")
+	}
+	ctx, stop := context.WithCancelCause(t.Context())
+	wait = l.run(ctx)
+	t.Cleanup(func() { stop(nil); <-l.writer.done })
+	eventually(t, "the second batch is taken while the first is held up", func() bool {
+		l.writer.mu.Lock()
+		defer l.writer.mu.Unlock()
+		return len(l.writer.taken) == 2
+	})
+	if s := l.writer.Status(); s.InFlight != 12 || s.InFlightBytes != 12*300 || s.OldestUnacknowledged <= 0 {
+		t.Errorf("%+v, want all 12 messages in flight", s)
+	}
+	l.want("readings", 12, 0, 0, 12)
+	return l, cfg, wait, stop, letGo
+}
+
+// TestSortedOutAhead: what the broker delivers again while the first delivery is on its way into the database, or waits
+// behind that, is recognised, and acknowledged after it.
+func TestSortedOutAhead(t *testing.T) {
+	t.Parallel()
+	l, _, wait, _, letGo := heldUp(t, patience)
+	for id := range uint16(8) {
+		l.deliver(id+1, true, 0, "readings/a", "21.5")
+	}
+	if got := l.order(); len(got) > 0 {
+		t.Errorf("%v settled before anything was committed", got)
+	}
+	letGo()
+	if err := l.drain(); err != nil {
+		t.Fatal(err)
+	}
+	if err := wait(); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := l.order(), []uint16{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 1, 2, 3, 4, 5, 6, 7, 8}; !slices.Equal(got, want) {
+		t.Errorf("settled %v, want %v", got, want)
+	}
+	l.want("readings", 20, 12, 8, 0)
+	if n := value[int](t, l.pool, "select count(*)::int from readings"); n != 12 {
+		t.Errorf("%d rows, want 12", n)
+	}
+}
+
+// TestAbandonedAhead: a writer that is stopped lets go of the batch at work and of the one behind it, and the next owner
+// writes what comes again.
+func TestAbandonedAhead(t *testing.T) {
+	t.Parallel()
+	l, cfg, wait, stop, letGo := heldUp(t, patience)
+	why := errors.New("stopped at once")
+	stop(why)
+	if err := wait(); !errors.Is(err, why) {
+		t.Errorf("Run ends with %v, want %v", err, why)
+	}
+	letGo()
+	if got := l.order(); len(got) > 0 {
+		t.Errorf("%v settled", got)
+	}
+	if n := l.counts("readings").Skipped[SkipAbandoned]; n != 12 {
+		t.Errorf("%d abandoned, want 12", n)
+	}
+	l.renew(cfg, own(t, l.pool, 2))
+	for id := range uint16(12) {
+		l.deliver(id+1, true, 0, "readings/a", "21.5")
+	}
+	l.flush()
+	l.wantInOrder(12)
+	if n := value[int](t, l.pool, "select count(*)::int from readings"); n != 12 {
+		t.Errorf("%d rows, want 12", n)
+	}
+}
+
+// TestFencedAhead: a writer that loses its lease in the first batch does not try the second.
+func TestFencedAhead(t *testing.T) {
+	t.Parallel()
+	l, _, wait, _, letGo := heldUp(t, 300*time.Millisecond)
+	own(t, l.pool, 2) // between two attempts
+	if err := wait(); !errors.Is(err, ErrFenced) {
+		t.Errorf("Run ends with %v, want %v", err, ErrFenced)
+	}
+	letGo()
+	if got := l.order(); len(got) > 0 {
+		t.Errorf("%v settled", got)
+	}
+	if n := l.counts("readings").Skipped[SkipAbandoned]; n != 12 {
+		t.Errorf("%d abandoned, want 12", n)
+	}
+	if n := value[int](t, l.pool, "select count(*)::int from readings"); n != 0 {
+		t.Errorf("%d rows, want none", n)
+	}
+}
