@@ -34,11 +34,7 @@ func heldUp(t *testing.T, lineLock time.Duration) (l *line, cfg Config, wait fun
 	ctx, stop := context.WithCancelCause(t.Context())
 	wait = l.run(ctx)
 	t.Cleanup(func() { stop(nil); <-l.writer.done })
-	eventually(t, "the second batch is taken while the first is held up", func() bool {
-		l.writer.mu.Lock()
-		defer l.writer.mu.Unlock()
-		return len(l.writer.taken) == 2
-	})
+	eventually(t, "the second batch is taken while the first is held up", func() bool { return l.writer.held() == 2 })
 	if s := l.writer.Status(); s.InFlight != 12 || s.InFlightBytes != 12*300 || s.OldestUnacknowledged <= 0 {
 		t.Errorf("%+v, want all 12 messages in flight", s)
 	}
@@ -119,4 +115,60 @@ func TestFencedAhead(t *testing.T) {
 	if n := value[int](t, l.pool, "select count(*)::int from readings"); n != 0 {
 		t.Errorf("%d rows, want none", n)
 	}
+}
+
+// TestSettledBesideTheNext: a batch is acknowledged when it is committed, though the database holds up the one behind it,
+// and that is a small one, of a session that the broker has begun anew.
+func TestSettledBesideTheNext(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	cfg := impatient(t)
+	cfg.MaxMessages, cfg.lineLock, cfg.ParkAfter = 4, patience, time.Hour
+	other := keyless
+	other.Name, other.Topic = "others", "others/{device_id}"
+	l := newLine(t, pool, cfg, own(t, pool, 1), keyless, other)
+	if err := l.tables.Ensure(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	letGo := map[string]func(){}
+	for _, table := range []string{"readings", "others"} {
+		tx, err := pool.Begin(context.WithoutCancel(t.Context()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tx.Exec(t.Context(), "lock table "+table); err != nil {
+			t.Fatal(err)
+		}
+		letGo[table] = func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }
+		t.Cleanup(letGo[table])
+	}
+	for id := range uint16(4) {
+		l.deliver(id+1, false, 0, "readings/a", "21.5")
+	}
+	for id := range uint16(2) {
+		l.deliver(id+1, false, 1, "others/a", "21.5")
+	}
+	for id := range uint16(4) {
+		l.deliver(id+1, false, 2, "others/a", "21.5")
+	}
+	wait := l.run(t.Context())
+	eventually(t, "the second batch is taken while the first is held up", func() bool { return l.writer.held() == 2 })
+	letGo["readings"]()
+	eventually(t, "the first batch is settled while the second is held up", func() bool { return len(l.order()) == 4 })
+	letGo["others"]()
+	if err := l.drain(); err != nil {
+		t.Fatal(err)
+	}
+	if err := wait(); err != nil {
+		t.Fatal(err)
+	}
+	l.want("readings", 4, 4, 0, 0)
+	l.want("others", 6, 6, 0, 0)
+}
+
+// held is how many batches are taken and not settled.
+func (w *Writer) held() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.taken)
 }

@@ -139,7 +139,7 @@ func BenchmarkRoutes(b *testing.B) {
 				}
 				w.recount(b.Context(), nil, last, live, o)
 				w.letGo(last)
-				w.settled(last, o, time.Now())
+				w.settled(&pending{batch: last, outcome: o, began: time.Now(), ended: time.Now()})
 			}
 		})
 	}

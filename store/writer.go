@@ -158,10 +158,10 @@ func (w *Writer) Run(ctx context.Context) error {
 			err = cmp.Or(last.err, err)
 		}
 		if err == nil && len(entries) > 0 {
-			at = w.start(ctx, b)
+			at = w.start(ctx, b, last != nil)
 		}
 		if last != nil && last.err == nil {
-			w.settled(last.batch, last.outcome, last.began)
+			w.settled(last)
 		}
 		if err != nil || last == nil && at == nil {
 			return err
@@ -181,26 +181,34 @@ func (w *Writer) sortOut(entries []Entry, settled *batch) {
 
 // pending is a batch that the database has.
 type pending struct {
-	batch   *batch
-	began   time.Time
-	done    chan struct{} // closed when it has ended, and outcome and err are set
+	batch *batch
+	began time.Time
+	done  chan struct{} // closed when it has ended, and the rest is set
+
+	ended   time.Time
 	outcome *outcome
 	err     error
 }
 
-// start has the database commit a batch. There is one commit at a time. A small one is waited for: no full batch comes
-// together meanwhile, and a goroutine for it costs a tenth of the bridge's CPU time at a thousand messages a second.
-func (w *Writer) start(ctx context.Context, b *batch) *pending {
+// start has the database commit a batch. There is one commit at a time. A small one is waited for unless there is
+// something to do: no full batch comes together meanwhile, and a goroutine for each costs a tenth of the bridge's CPU
+// time at a thousand messages a second.
+func (w *Writer) start(ctx context.Context, b *batch, busy bool) *pending {
 	p := &pending{batch: b, began: time.Now(), done: make(chan struct{})}
 	commit := func() {
 		defer close(p.done)
 		p.outcome, p.err = w.commit(ctx, b)
-		w.letGo(b)
+		p.ended = time.Now()
+		if w.letGo(b); p.err == nil {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.status.LastCommit, w.status.Retrying = p.ended, false
+		}
 	}
-	if len(b.entries) < min(enough, w.cfg.MaxMessages) {
-		commit()
-	} else {
+	if busy || len(b.entries) >= min(enough, w.cfg.MaxMessages) {
 		go commit()
+	} else {
+		commit()
 	}
 	return p
 }
@@ -463,8 +471,8 @@ func (w *Writer) take(where []Entry, full bool) (_ []Entry, wait time.Duration) 
 }
 
 // settled counts a committed batch and hands it back.
-func (w *Writer) settled(b *batch, o *outcome, started time.Time) {
-	now := time.Now()
+func (w *Writer) settled(p *pending) {
+	b, o := p.batch, p.outcome
 	if len(b.record.packetIDs) > 0 {
 		w.ledger.stored, w.ledger.named = b.record.incarnation, b.record.broker
 	}
@@ -479,7 +487,7 @@ func (w *Writer) settled(b *batch, o *outcome, started time.Time) {
 		}
 	}
 	w.counters.settled(o.tallies)
-	w.metrics.committed(b, now, now.Sub(started))
+	w.metrics.committed(b, p.ended, p.ended.Sub(p.began))
 	w.settle(b.entries)
 
 	b.reset(b.entries[:0])
@@ -488,8 +496,6 @@ func (w *Writer) settled(b *batch, o *outcome, started time.Time) {
 	defer w.mu.Unlock()
 	clear(w.taken[0])
 	w.taken = slices.Delete(w.taken, 0, 1)
-	w.status.LastCommit = now
-	w.status.Retrying = false
 }
 
 // end lets everything go that Run leaves behind.
