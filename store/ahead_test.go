@@ -69,6 +69,42 @@ func TestSortedOutAhead(t *testing.T) {
 	}
 }
 
+// TestConfirmedMeanwhile: what the broker has seen when a batch is begun stands in the ledger, though it was sorted out before.
+func TestConfirmedMeanwhile(t *testing.T) {
+	t.Parallel()
+	l, _, wait, _, letGo := heldUp(t, patience)
+	l.writer.Confirm(3)
+	letGo()
+	if err := l.drain(); err != nil {
+		t.Fatal(err)
+	}
+	if err := wait(); err != nil {
+		t.Fatal(err)
+	}
+	if got := list[int64](t, l.pool, "select confirmed from bridge.deliveries order by batch"); !slices.Equal(got, []int64{0, 3, 3}) {
+		t.Errorf("confirmed %v, want 0, 3 and 3", got)
+	}
+}
+
+// TestRenewedAhead: a session that goes to another broker and back stands in the database as it is, however many of its
+// batches are sorted out before the first is committed.
+func TestRenewedAhead(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	l := newLine(t, pool, impatient(t), own(t, pool, 1), keyless)
+	l.writer.ledger = newLedger()
+	var renews []bool
+	for _, broker := range []string{"x", "y", "y", "x"} {
+		l.deliver(1, false, 0, "readings/a", "21.5")
+		entries, _ := l.writer.take(nil, false)
+		entries[0].Broker = broker
+		renews = append(renews, newBatch(entries, l.writer.ledger, nil).record.renews)
+	}
+	if want := []bool{true, true, false, true}; !slices.Equal(renews, want) {
+		t.Errorf("the session is renewed by %v, want %v", renews, want)
+	}
+}
+
 // TestAbandonedAhead: a writer that is stopped lets go of the batch at work and of the one behind it, and the next owner
 // writes what comes again.
 func TestAbandonedAhead(t *testing.T) {

@@ -135,6 +135,7 @@ func newBatch(entries []Entry, known *ledger, settled *batch) *batch {
 	if len(b.record.packetIDs) > 0 {
 		b.record.connection = known.sighted
 		known.batch++
+		known.stored, known.named = b.record.incarnation, b.record.broker // nothing is stored before this batch
 	}
 	b.groups = slices.DeleteFunc(b.groups, func(g group) bool { return len(g.units) == 0 }) // kept of the batch before
 	slices.SortFunc(b.groups, func(x, y group) int { return cmp.Compare(x.route.Number, y.route.Number) })

@@ -43,9 +43,9 @@ const (
 type ledger struct {
 	incarnation int64  // of the broker session
 	inherited   int64  // the one that was loaded
-	stored      int64  // the latest incarnation that the database knows of
+	stored      int64  // the latest incarnation that the database knows of, or will from a batch before the next
 	broker      string // whose session it is; empty: not known
-	named       string // what the database knows of that
+	named       string // what it knows of that
 	next        uint64 // number of the next delivery
 	batch       int64  // number of the next batch
 	seen        []seen // by packet identifier

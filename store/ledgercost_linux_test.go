@@ -68,7 +68,7 @@ func BenchmarkLedgerCost(b *testing.B) {
 	var out strings.Builder
 	fmt.Fprintf(&out, "Messages of 143 bytes JSON, %d a round, medians of %d alternating rounds with the lowest and\n"+
 		"highest in parentheses; PostgreSQL with fsync on the same machine, %d CPUs. `make bench-ledger` writes this table.\n"+
-		"The larger batches are full ones, as on a drain: they are what the targets speak of.\n"+
+		"The larger batches are full ones, as on a drain: they are what the targets speak of, of each figure the kind of route where it is more.\n"+
 		"The bridge's CPU time is that of its writer alone, without reading and mapping: what that is beside a whole drain stands among the targets.\n"+
 		"Batch times whose ranges overlap say nothing: other work on the machine decides them.\n\n",
 		costMessages, costRounds, runtime.NumCPU())

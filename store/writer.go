@@ -194,6 +194,9 @@ type pending struct {
 // something to do: no full batch comes together meanwhile, and a goroutine for each costs a tenth of the bridge's CPU
 // time at a thousand messages a second.
 func (w *Writer) start(ctx context.Context, b *batch, busy bool) *pending {
+	w.mu.Lock()
+	b.record.confirmed = max(b.record.confirmed, w.confirmed) // it may have been sorted out long before
+	w.mu.Unlock()
 	p := &pending{batch: b, began: time.Now(), done: make(chan struct{})}
 	commit := func() {
 		defer close(p.done)
@@ -473,9 +476,6 @@ func (w *Writer) take(where []Entry, full bool) (_ []Entry, wait time.Duration) 
 // settled counts a committed batch and hands it back.
 func (w *Writer) settled(p *pending) {
 	b, o := p.batch, p.outcome
-	if len(b.record.packetIDs) > 0 {
-		w.ledger.stored, w.ledger.named = b.record.incarnation, b.record.broker
-	}
 	for _, l := range o.letters {
 		o.tallies.of(l.route).deadLetter(l.reason)
 	}

@@ -162,8 +162,14 @@ func machine(t *testing.T, s *Stage) string {
 			gib = kib / (1 << 20)
 		}
 	}
-	return fmt.Sprintf("%d CPUs (%s), %.0f GiB, Linux %s, %s, Mosquitto %s, PostgreSQL %s",
-		runtime.NumCPU(), model, gib, strings.TrimSpace(string(kernel)), strings.Replace(runtime.Version(), "go", "Go ", 1), broker, database)
+	module, err := os.ReadFile(filepath.Join("peers", "go.mod"))
+	must(t, err)
+	peer := regexp.MustCompile(`(?m)/telegraf v(\S+)`).FindSubmatch(module)
+	if peer == nil {
+		t.Fatal("peers/go.mod does not tell Telegraf's version")
+	}
+	return fmt.Sprintf("%d CPUs (%s), %.0f GiB, Linux %s, %s, Mosquitto %s, PostgreSQL %s, Telegraf %s",
+		runtime.NumCPU(), model, gib, strings.TrimSpace(string(kernel)), strings.Replace(runtime.Version(), "go", "Go ", 1), broker, database, peer[1])
 }
 
 func firstLine(text string) string {
