@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 )
@@ -153,20 +154,20 @@ func TestFencedAhead(t *testing.T) {
 	}
 }
 
-// TestSettledBesideTheNext: a batch is acknowledged when it is committed, though the database holds up the one behind it,
-// and that is a small one, of a session that the broker has begun anew.
-func TestSettledBesideTheNext(t *testing.T) {
-	t.Parallel()
+// twoTables is a line whose first full batch goes to one table and the small one behind it, of a session that the broker
+// has begun anew, to another. Both tables are locked until they are let go.
+func twoTables(t *testing.T, lineLock time.Duration) (l *line, letGo map[string]func()) {
+	t.Helper()
 	_, pool := newDatabase(t)
 	cfg := impatient(t)
-	cfg.MaxMessages, cfg.lineLock, cfg.ParkAfter = 4, patience, time.Hour
+	cfg.MaxMessages, cfg.lineLock, cfg.ParkAfter = 4, lineLock, time.Hour
 	other := keyless
 	other.Name, other.Topic = "others", "others/{device_id}"
-	l := newLine(t, pool, cfg, own(t, pool, 1), keyless, other)
+	l = newLine(t, pool, cfg, own(t, pool, 1), keyless, other)
 	if err := l.tables.Ensure(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	letGo := map[string]func(){}
+	letGo = map[string]func(){}
 	for _, table := range []string{"readings", "others"} {
 		tx, err := pool.Begin(context.WithoutCancel(t.Context()))
 		if err != nil {
@@ -187,19 +188,58 @@ func TestSettledBesideTheNext(t *testing.T) {
 	for id := range uint16(4) {
 		l.deliver(id+1, false, 2, "others/a", "21.5")
 	}
+	return l, letGo
+}
+
+// ends drains a line of two tables.
+func (l *line) ends(wait func() error) {
+	l.t.Helper()
+	if err := l.drain(); err != nil {
+		l.t.Fatal(err)
+	}
+	if err := wait(); err != nil {
+		l.t.Fatal(err)
+	}
+	l.want("readings", 4, 4, 0, 0)
+	l.want("others", 6, 6, 0, 0)
+}
+
+// TestSettledBesideTheNext: a batch is acknowledged when it is committed, though the database holds up the one behind it.
+func TestSettledBesideTheNext(t *testing.T) {
+	t.Parallel()
+	l, letGo := twoTables(t, patience)
 	wait := l.run(t.Context())
 	eventually(t, "the second batch is taken while the first is held up", func() bool { return l.writer.held() == 2 })
 	letGo["readings"]()
 	eventually(t, "the first batch is settled while the second is held up", func() bool { return len(l.order()) == 4 })
 	letGo["others"]()
-	if err := l.drain(); err != nil {
-		t.Fatal(err)
+	l.ends(wait)
+}
+
+// TestRetryingBesideTheLast: that the database fails a batch is told, though the one before it is settled after that.
+func TestRetryingBesideTheLast(t *testing.T) {
+	t.Parallel()
+	l, letGo := twoTables(t, 300*time.Millisecond)
+	settle, w := l.writer.settle, l.writer
+	var once sync.Once
+	w.settle = func(entries []Entry) {
+		once.Do(func() { // the first batch
+			eventually(t, "the second batch fails", func() bool { return w.Status().LastErrorRoute == "others" })
+		})
+		settle(entries)
 	}
-	if err := wait(); err != nil {
-		t.Fatal(err)
+	wait := l.run(t.Context())
+	letGo["readings"]()
+	eventually(t, "the first batch is settled", func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return len(w.taken) > 0 && len(w.taken[0]) == 2
+	})
+	if s := w.Status(); !s.Retrying {
+		t.Errorf("%+v, want it to be retrying", s)
 	}
-	l.want("readings", 4, 4, 0, 0)
-	l.want("others", 6, 6, 0, 0)
+	letGo["others"]()
+	l.ends(wait)
 }
 
 // held is how many batches are taken and not settled.
