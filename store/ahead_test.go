@@ -106,6 +106,17 @@ func TestRenewedAhead(t *testing.T) {
 	}
 }
 
+// wantAllAbandoned checks that nothing was settled, and all let go.
+func (l *line) wantAllAbandoned(n uint64) {
+	l.t.Helper()
+	if got := l.order(); len(got) > 0 {
+		l.t.Errorf("%v settled", got)
+	}
+	if got := l.counts("readings").Skipped[SkipAbandoned]; got != n {
+		l.t.Errorf("%d abandoned, want %d", got, n)
+	}
+}
+
 // TestAbandonedAhead: a writer that is stopped lets go of the batch at work and of the one behind it, and the next owner
 // writes what comes again.
 func TestAbandonedAhead(t *testing.T) {
@@ -117,12 +128,7 @@ func TestAbandonedAhead(t *testing.T) {
 		t.Errorf("Run ends with %v, want %v", err, why)
 	}
 	letGo()
-	if got := l.order(); len(got) > 0 {
-		t.Errorf("%v settled", got)
-	}
-	if n := l.counts("readings").Skipped[SkipAbandoned]; n != 12 {
-		t.Errorf("%d abandoned, want 12", n)
-	}
+	l.wantAllAbandoned(12)
 	l.renew(cfg, own(t, l.pool, 2))
 	for id := range uint16(12) {
 		l.deliver(id+1, true, 0, "readings/a", "21.5")
@@ -143,12 +149,7 @@ func TestFencedAhead(t *testing.T) {
 		t.Errorf("Run ends with %v, want %v", err, ErrFenced)
 	}
 	letGo()
-	if got := l.order(); len(got) > 0 {
-		t.Errorf("%v settled", got)
-	}
-	if n := l.counts("readings").Skipped[SkipAbandoned]; n != 12 {
-		t.Errorf("%d abandoned, want 12", n)
-	}
+	l.wantAllAbandoned(12)
 	if n := value[int](t, l.pool, "select count(*)::int from readings"); n != 0 {
 		t.Errorf("%d rows, want none", n)
 	}
