@@ -41,7 +41,7 @@ func (b *batch) reset(entries []Entry) {
 	for i := range b.groups {
 		g := &b.groups[i]
 		clear(g.units)
-		g.rows, g.sorted = forget(g.rows), false
+		g.rows, g.joint, g.sorted, g.together = forget(g.rows), forget(g.joint), false, 0
 		if g.units = g.units[:0]; cap(g.units) <= keepUnits {
 			groups = append(groups, *g)
 		}
@@ -81,6 +81,12 @@ type group struct {
 	units  []unit
 	rows   []rowRef // of the units
 	sorted bool     // the rows are in the order in which they are written
+	twice  bool     // a key stands twice in sorted rows
+
+	// Of the first of several groups that are written to the same table, which may be by one COPY.
+	together   int      // how many they are
+	joint      []rowRef // the rows of all, in order
+	jointTwice bool     // a key stands twice in these
 }
 
 // newBatch sorts entries out. Redeliveries that the ledger knows are settled by that, whatever the
@@ -126,7 +132,7 @@ func newBatch(entries []Entry, known *ledger, settled *batch) *batch {
 				b.letters = append(b.letters, deadLetter{entry: e, route: outcome.Route.Name, reason: ReasonDatabase, detail: tooLarge(outcome.Rows)})
 			case len(outcome.Rows) > 0:
 				g := b.group(outcome.Route)
-				g.units = append(g.units, unit{entry: i, rows: outcome.Rows})
+				g.units = append(g.units, unit{entry: i, rows: outcome.Rows, time: outcome.Rows[0].Time})
 			default:
 				b.settled.of(outcome.Route.Name).skip(cmp.Or(outcome.Skip, mapping.SkipNoRows), 1)
 			}
@@ -139,28 +145,35 @@ func newBatch(entries []Entry, known *ledger, settled *batch) *batch {
 	}
 	b.groups = slices.DeleteFunc(b.groups, func(g group) bool { return len(g.units) == 0 }) // kept of the batch before
 	slices.SortFunc(b.groups, func(x, y group) int { return cmp.Compare(x.route.Number, y.route.Number) })
-	for i := range b.groups {
-		g := &b.groups[i]
-		g.rows = gather(g.rows, g.units)
-		if !b.joined(i) {
-			orderOf(&g.route.Table).sort(g.rows)
-			g.sorted = true
+	for groups := b.groups; len(groups) > 0; {
+		n := ofTable(groups)
+		order := orderOf(&groups[0].route.Table)
+		for i := range n {
+			groups[i].rows = gather(groups[i].rows, groups[i].units)
 		}
+		if first := &groups[0]; n == 1 {
+			first.sorted, first.twice = true, order.sort(first.rows)
+		} else {
+			first.together = n
+			for i := range n {
+				first.joint = append(first.joint, groups[i].rows...)
+			}
+			first.jointTwice = order.sort(first.joint)
+		}
+		groups = groups[n:]
 	}
 	return b
 }
 
-// joined says whether another group is written to the same table: then the rows of both may stand in one COPY,
-// and are sorted together. Routes of a table have numbers side by side.
-func (b *batch) joined(i int) bool {
-	same := func(j int) bool {
-		if j < 0 || j == len(b.groups) {
-			return false
-		}
-		t, other := &b.groups[i].route.Table, &b.groups[j].route.Table
-		return t.Schema == other.Schema && t.Name == other.Name
+// ofTable is how many of the first groups are written to the same table: the rows of all may stand in one COPY. Routes
+// of a table have numbers side by side.
+func ofTable(groups []group) int {
+	t := &groups[0].route.Table
+	n := 1
+	for n < len(groups) && groups[n].route.Table.Schema == t.Schema && groups[n].route.Table.Name == t.Name {
+		n++
 	}
-	return same(i-1) || same(i+1)
+	return n
 }
 
 // maxRow is the size in bytes of the largest row that is offered to the database. The protocol ends at

@@ -1,9 +1,11 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"testing"
 	"time"
@@ -293,12 +295,94 @@ func TestOrderOfRows(t *testing.T) {
 		}
 		var got []int32
 		refs := gather(nil, units)
-		order{timeless: test.timeless}.sort(refs)
+		if twice := (order{timeless: test.timeless}).sort(refs); !twice {
+			t.Errorf("timeless %t: the key that stands twice was overlooked", test.timeless)
+		}
 		for _, ref := range refs {
 			got = append(got, ref.unit)
 		}
 		if !slices.Equal(got, test.want) {
 			t.Errorf("timeless %t: %v, want %v", test.timeless, got, test.want)
+		}
+	}
+}
+
+// TestOrderOfAnyRows compares the order with that of a sort by the keys alone, for devices with much and little in
+// common.
+func TestOrderOfAnyRows(t *testing.T) {
+	t.Parallel()
+	random := rand.New(rand.NewPCG(1, 2))
+	for _, devices := range [][]string{
+		{"d"},
+		{"", "\x00", "a", "a\x00", "ab"},
+		{"device-1", "device-10", "device-2", "device-"},
+		{"plant/north/machine-0001", "plant/north/machine-0002", "plant/north/machine-0002-spare", "plant/south/machine-0001"},
+		{"abcdefghijklmno1", "abcdefghijklmno2", "b"},
+	} {
+		for range 200 {
+			rows := make([]mapping.Row, random.IntN(40))
+			var units []unit
+			for i := range rows {
+				rows[i] = mapping.Row{
+					DeviceID: devices[random.IntN(len(devices))], Time: (random.Int64N(3)-1)*microsecondsPerDay + random.Int64N(4),
+					MessageID: [16]byte{byte(random.IntN(3))},
+				}
+				units = append(units, unit{entry: i, rows: rows[i : i+1]})
+			}
+			for _, timeless := range []bool{false, true} {
+				refs, o := gather(nil, units), order{timeless: timeless}
+				want := slices.Clone(refs)
+				slices.SortStableFunc(want, func(a, b rowRef) int {
+					if a.day != b.day && !timeless {
+						return cmp.Compare(a.day, b.day)
+					}
+					return o.compareKeys(a.row, b.row)
+				})
+				wantTwice := false
+				for i := 1; i < len(want); i++ {
+					wantTwice = wantTwice || o.compareKeys(want[i-1].row, want[i].row) == 0
+				}
+				twice := o.sort(refs)
+				if twice != wantTwice {
+					t.Fatalf("timeless %t, %v: twice %t, want %t", timeless, rows, twice, wantTwice)
+				}
+				for i := range want {
+					if refs[i].unit != want[i].unit {
+						t.Fatalf("timeless %t, %v: unit %d at %d, want %d", timeless, rows, refs[i].unit, i, want[i].unit)
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestOrderTogether: the rows of routes into one table are put in order together when the batch is sorted out.
+func TestOrderTogether(t *testing.T) {
+	t.Parallel()
+	routes := compile(t,
+		mapping.RouteConfig{Name: "a", Topic: "a/{device_id}", Table: "one", Time: "$.ts"},
+		mapping.RouteConfig{Name: "b", Topic: "b/{device_id}", Table: "one", Time: "$.ts"},
+		mapping.RouteConfig{Name: "c", Topic: "c/{device_id}", Table: "other", Time: "$.ts"},
+	)
+	var entries []Entry
+	for i, topic := range []string{"b/2", "c/1", "a/3", "b/1", "a/1", "a/2", "b/3"} {
+		m := &mapping.Message{Topic: topic, Payload: fmt.Appendf(nil, `{"ts":%d}`, 1_700_000_000_000+i), QoS: 1, Seed: uint64(i)}
+		entries = append(entries, Entry{Message: m, Outcomes: routes.Map(m, nil)})
+	}
+	var last *batch
+	for range 2 { // the second time in the memory of the first
+		last = newBatch(slices.Clone(entries), nil, last)
+		got := ""
+		for i := range last.groups {
+			g := &last.groups[i]
+			got += fmt.Sprintf("%s of %d:", g.route.Name, g.together)
+			for _, ref := range append(g.rows, g.joint...) {
+				got += fmt.Sprintf(" %s@%d", ref.row.DeviceID, (ref.row.Time+postgresEpoch)/1000%100)
+			}
+			got += "; "
+		}
+		if want := "a of 2: 3@2 1@4 2@5 1@3 1@4 2@0 2@5 3@2 3@6; b of 0: 2@0 1@3 3@6; c of 0: 1@1; "; got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
 		}
 	}
 }

@@ -156,13 +156,14 @@ func quoteAll(names []string) string {
 type unit struct {
 	entry int // position in the batch
 	rows  []mapping.Row
+	time  int64 // of the first row
 }
 
 // rowRef is a row on its way into a statement. day and device are what its place in the order is mostly
 // decided by.
 type rowRef struct {
 	row    *mapping.Row
-	device uint64 // the first bytes of DeviceID
+	device uint64 // bytes of DeviceID; set by order.sort
 	day    int32
 	unit   int32
 	place  int32 // in the order of receipt
@@ -175,9 +176,7 @@ func refer(row *mapping.Row, unit, place int) rowRef {
 	if row.Time%microsecondsPerDay < 0 {
 		day--
 	}
-	var device [8]byte
-	copy(device[:], row.DeviceID)
-	return rowRef{row: row, unit: int32(unit), place: int32(place), day: int32(day), device: binary.BigEndian.Uint64(device[:])}
+	return rowRef{row: row, unit: int32(unit), place: int32(place), day: int32(day)}
 }
 
 // order is that in which rows are written to a table.
@@ -187,12 +186,16 @@ type order struct {
 
 func orderOf(t *mapping.Table) order { return order{timeless: !slices.Contains(t.KeyColumns, "time")} }
 
-// sort puts rows in the order of their day and key. Every writer of every replica does, so that two
-// transactions that meet in the same keys wait for one another instead of deadlocking. The day is in
-// front because COPY gathers rows by partition before it inserts them: with all rows of a partition side
-// by side it keeps the order. Equal keys stay in the order of receipt: the first is inserted, the
-// others are its duplicates. The place sees to that, faster than a stable sort would.
-func (o order) sort(rows []rowRef) {
+// sort puts rows in the order of their day and key, and says whether a key stands twice. Every writer of every
+// replica does, so that two transactions that meet in the same keys wait for one another instead of deadlocking.
+// The day is in front because COPY gathers rows by partition before it inserts them: with all rows of a partition
+// side by side it keeps the order. Equal keys stay in the order of receipt: the first is inserted, the others are its
+// duplicates. The place sees to that, faster than a stable sort would.
+//
+// The rows themselves are not looked at until those of a device stand together, mostly in order then: they are in
+// memory far apart, and a device sends one time after the other.
+func (o order) sort(rows []rowRef) (twice bool) {
+	nameDevices(rows)
 	slices.SortFunc(rows, func(a, b rowRef) int {
 		if a.day != b.day && !o.timeless {
 			return cmp.Compare(a.day, b.day)
@@ -200,18 +203,54 @@ func (o order) sort(rows []rowRef) {
 		if a.device != b.device {
 			return cmp.Compare(a.device, b.device)
 		}
-		return cmp.Or(o.compareKeys(a.row, b.row), cmp.Compare(a.place, b.place))
+		return cmp.Compare(a.place, b.place)
 	})
+	for len(rows) > 0 {
+		of := rows // those of the first device, as far as it is told apart
+		if n := slices.IndexFunc(rows, func(r rowRef) bool { return r.device != rows[0].device || r.day != rows[0].day && !o.timeless }); n > 0 {
+			of = rows[:n]
+		}
+		again, sorted := o.inspect(of)
+		if !sorted {
+			slices.SortFunc(of, func(a, b rowRef) int {
+				return cmp.Or(o.compareKeys(a.row, b.row), cmp.Compare(a.place, b.place))
+			})
+			again, _ = o.inspect(of)
+		}
+		twice, rows = twice || again, rows[len(of):]
+	}
+	return twice
 }
 
-// twice says whether a key stands twice in sorted rows of a table that takes it once.
-func (p *plan) twice(rows []rowRef) bool {
-	for i := 1; p.conflict != "" && i < len(rows); i++ {
-		if p.compareKeys(rows[i-1].row, rows[i].row) == 0 {
-			return true
+// nameDevices sets what tells the devices of rows apart, in their order, if anything of eight bytes does: those
+// behind what all have in common.
+func nameDevices(rows []rowRef) {
+	if len(rows) == 0 {
+		return
+	}
+	common := rows[0].row.DeviceID
+	for i := 1; i < len(rows) && common != ""; i++ {
+		for id := rows[i].row.DeviceID; !strings.HasPrefix(id, common); {
+			common = common[:len(common)-1]
 		}
 	}
-	return false
+	for i := range rows {
+		var device [8]byte
+		copy(device[:], rows[i].row.DeviceID[len(common):])
+		rows[i].device = binary.BigEndian.Uint64(device[:])
+	}
+}
+
+// inspect says whether rows are in the order of their keys, and whether a key stands twice in them if they are.
+func (o order) inspect(rows []rowRef) (twice, sorted bool) {
+	for i := 1; i < len(rows); i++ {
+		c := o.compareKeys(rows[i-1].row, rows[i].row)
+		if c > 0 {
+			return false, false
+		}
+		twice = twice || c == 0
+	}
+	return twice, true
 }
 
 func (o order) compareKeys(a, b *mapping.Row) int {
@@ -232,6 +271,9 @@ type insertion struct {
 	parts []*part
 
 	sorted bool // the rows are, already
+	twice  bool // a key stands twice in sorted rows
+
+	ahead *group // the first of those that are written to the table, whose rows are in order together
 
 	failing bool // the last attempt did not succeed
 
@@ -246,6 +288,7 @@ type insertion struct {
 	leader  *insertion   // whose COPY has the rows as well; nil: none but its own
 	others  []*insertion // whose rows its COPY has as well
 	joint   []rowRef     // of all of them
+	mixed   []rowRef     // memory for that, where it is not the group's
 	guessed bool         // the COPY took less than all: of whom is not known
 
 	// several says that a message has more than one row, so that the number of rows inserted does
@@ -279,7 +322,7 @@ const maxPatience = 64
 // prepare makes the statements for a group. The first attempt at them may be a COPY, which arrange completes.
 func (in *insertion) prepare(p *plan, g *group) {
 	in.begin(p, g.units)
-	in.rows, in.sorted = g.rows, g.sorted
+	in.rows, in.sorted, in.twice, in.ahead = g.rows, g.sorted, g.twice, g
 	if in.copies() {
 		in.copying = true
 		in.copy = part{rows: in.rows, statement: statement{sql: p.copy, columns: len(p.oids)}}
@@ -293,7 +336,7 @@ func (in *insertion) prepare(p *plan, g *group) {
 func (in *insertion) prepareInsert(p *plan, units []unit) {
 	in.begin(p, units)
 	in.own = gather(in.own, units)
-	in.rows, in.sorted = in.own, false
+	in.rows, in.sorted, in.ahead = in.own, false, nil
 	in.insert()
 }
 
@@ -321,10 +364,10 @@ func (in *insertion) begin(p *plan, units []unit) {
 
 // letGo forgets the rows: they are committed, and the route's next ones may be long in coming. Memory of everyday size is kept.
 func (in *insertion) letGo() {
-	in.own, in.joint = forget(in.own), forget(in.joint)
+	in.own, in.mixed = forget(in.own), forget(in.mixed)
 	clear(in.parts[:cap(in.parts)])
 	in.copy = part{}
-	in.units, in.rows, in.parts, in.inserted = nil, nil, in.parts[:0], nil
+	in.units, in.rows, in.joint, in.ahead, in.parts, in.inserted = nil, nil, nil, nil, in.parts[:0], nil
 	for i, b := range in.buffers {
 		if cap(b) > keepBuffer {
 			in.buffers[i] = nil
@@ -367,7 +410,7 @@ func (in *insertion) learn(duplicates bool) {
 // sort puts the rows in order.
 func (in *insertion) sort() {
 	if !in.sorted {
-		in.plan.sort(in.rows)
+		in.twice = in.plan.sort(in.rows)
 		in.sorted = true
 	}
 }

@@ -33,9 +33,9 @@ func arrange(live []*insertion) {
 	}
 }
 
-// insertDuplicates makes inserts of the rows if a key stands twice in them: COPY would fail.
+// insertDuplicates makes inserts of the rows if a key stands twice in them and the table takes it once: COPY would fail.
 func (in *insertion) insertDuplicates() bool {
-	if in.sort(); !in.plan.twice(in.rows) {
+	if in.sort(); !in.twice || in.plan.conflict == "" {
 		return false
 	}
 	in.insert()
@@ -50,11 +50,17 @@ func (p *plan) joins(other *plan) bool {
 
 // lead takes the rows of the others into the COPY, unless a key stands twice in them.
 func (in *insertion) lead() bool {
-	in.joint = append(in.joint[:0], in.rows...)
-	for _, other := range in.others {
-		in.joint = append(in.joint, other.rows...)
+	var twice bool
+	if first := in.ahead; first != nil && first.together == len(in.others)+1 {
+		in.joint, twice = first.joint, first.jointTwice
+	} else { // not all that are written to the table
+		in.mixed = append(in.mixed[:0], in.rows...)
+		for _, other := range in.others {
+			in.mixed = append(in.mixed, other.rows...)
+		}
+		in.joint, twice = in.mixed, in.plan.sort(in.mixed)
 	}
-	if in.plan.sort(in.joint); in.plan.twice(in.joint) {
+	if twice {
 		return false
 	}
 	for _, other := range in.others {

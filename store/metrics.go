@@ -137,7 +137,7 @@ func (m *Metrics) committed(b *batch, now time.Time, took time.Duration) {
 		g := &b.groups[i]
 		lag := m.eventLag.at(g.route.Number, g.route.Name)
 		for j := range g.units {
-			lag.observe(m.eventLag.bounds, float64(micros-g.units[j].rows[0].Time)/1e6)
+			lag.observe(m.eventLag.bounds, float64(micros-g.units[j].time)/1e6)
 		}
 	}
 }
