@@ -64,7 +64,7 @@ func inspect(ctx context.Context, db querier, t *mapping.Table) (*catalogTable, 
 		                (select a.attname from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum = p.partattrs[0]) = 'time', false),
 		       c.relkind in ('r', 'p') and not row_security_active(c.oid) and
 		       not exists (select from pg_catalog.pg_rewrite r where r.ev_class = c.oid) and
-		       not exists (select from pg_catalog.pg_partition_tree(c.oid) t join pg_catalog.pg_class f on f.oid = t.relid where f.relkind = 'f'),
+		       not exists (select from pg_catalog.pg_partition_tree(c.oid) t where (select f.relkind from pg_catalog.pg_class f where f.oid = t.relid) = 'f'),
 		       exists (select from pg_catalog.pg_trigger t where t.tgtype & 7 = 7 and t.tgenabled <> 'D' and not t.tgisinternal and
 		               (t.tgrelid = c.oid or t.tgrelid in (select t.relid from pg_catalog.pg_partition_tree(c.oid) t)))
 		from pg_catalog.pg_class c

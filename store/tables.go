@@ -509,7 +509,8 @@ func addColumns(ctx context.Context, tx pgx.Tx, want *mapping.Table, missing []m
 }
 
 // Maintain makes partitions ahead and drops what retention lets go, and beside that mends what is
-// failing or parked, until ctx is done. Trouble is logged and tried again; it never ends the loop.
+// failing or parked, until ctx is done. It is called after [Tables.Ensure], and begins half a minute later. Trouble is
+// logged and tried again; it never ends the loop.
 func (t *Tables) Maintain(ctx context.Context) {
 	const every = time.Hour
 	var mending sync.WaitGroup
@@ -517,7 +518,7 @@ func (t *Tables) Maintain(ctx context.Context) {
 	mending.Go(func() { t.mendAll(ctx) })
 	ticker := time.NewTicker(t.cfg.maintainSoon)
 	defer ticker.Stop()
-	again, reported := time.Time{}, ""
+	again, reported := time.Now().Add(t.cfg.maintainSoon), "" // Ensure has just looked at all
 	for {
 		if !time.Now().Before(again) || t.maintenanceDue() {
 			again = time.Now().Add(every)

@@ -224,13 +224,14 @@ func (cfg *config) loadRoutes(found *problems, known map[string]string) {
 	for _, name := range cfg.Routes.value {
 		route := routeConfig{Name: name}
 		routePrefix := prefix + "_ROUTE_" + strings.ToUpper(name)
-		for _, v := range variablesOf(routePrefix, &route) {
+		variables := variablesOf(routePrefix, &route)
+		for _, v := range variables {
 			if other, taken := known[v.name]; taken {
 				found.add("BRIDGE_ROUTES", name, fmt.Sprintf("expected another name: route %s reads %s as well", other, v.name))
 			}
 			known[v.name] = name
 		}
-		found.addQuoted(variablesOf(routePrefix, &route))
+		found.addQuoted(variables)
 		if err := envconfig.Process(routePrefix, &route); err != nil { // all are text
 			found.add("BRIDGE_ROUTES", name, err.Error())
 		}
