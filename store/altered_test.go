@@ -106,6 +106,29 @@ func TestAlteredColumns(t *testing.T) {
 	}
 }
 
+// TestAlteredBesideTheRoute: what becomes of columns that the route does not write costs one batch its COPY, and nothing
+// fails.
+func TestAlteredBesideTheRoute(t *testing.T) {
+	t.Parallel()
+	l := newCopyLine(t, telemetry, `alter table telemetry add column note text`)
+	l.commitBatches([]string{reading(1, 1)})
+	l.wantWays("copy")
+	for i, alter := range []string{
+		`alter table telemetry add column more int`, `alter table telemetry alter note type varchar(10)`,
+		`alter table telemetry rename note to remark`, `alter table telemetry drop column remark`,
+	} {
+		execute(t, l.pool, `truncate ways; `+alter)
+		l.commitBatches([]string{reading(10+3*i, 1)}, []string{reading(11+3*i, 1)}, []string{reading(12+3*i, 1)})
+		l.wantWays("insert", "copy", "copy")
+		if failing := l.tables.Failing(); len(failing) > 0 {
+			t.Errorf("%s: %v", alter, failing)
+		}
+	}
+	if n := value[int](t, l.pool, `select count(*)::int from telemetry`); n != 13 {
+		t.Errorf("%d rows, want 13", n)
+	}
+}
+
 // TestRoundingIsTold: a column of the same type that keeps fewer digits is written, and told of, also when it
 // becomes one under a running line.
 func TestRoundingIsTold(t *testing.T) {

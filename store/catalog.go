@@ -32,6 +32,7 @@ type catalogTable struct {
 	copied      bool // COPY does what an insert does
 	triggers    bool // a trigger runs before the insert of a row
 	columns     map[string]catalogColumn
+	imprint     int64      // of the columns, see imprint
 	uniqueKeys  [][]string // columns of each unique index that on conflict can use, sorted
 }
 
@@ -87,7 +88,7 @@ func inspect(ctx context.Context, db querier, t *mapping.Table) (*catalogTable, 
 		select a.attname::text, case when t.typtype = 'd' then t.typbasetype else t.oid end,
 		       `+columnKind+`, pg_catalog.format_type(a.atttypid, a.atttypmod),
 		       a.attnotnull and not a.atthasdef and a.attidentity = '', a.attgenerated <> '', a.attidentity = 'a',
-		       has_column_privilege(a.attrelid, a.attnum, 'select')
+		       has_column_privilege(a.attrelid, a.attnum, 'select'), (`+imprint+` over ())::int8
 		from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid
 		where a.attrelid = $1::oid and a.attnum > 0 and not a.attisdropped
 		order by a.attnum`, int64(c.oid))
@@ -95,7 +96,7 @@ func inspect(ctx context.Context, db querier, t *mapping.Table) (*catalogTable, 
 		return nil, fmt.Errorf("look up columns of %s: %w", tableName(t), err)
 	}
 	var column catalogColumn
-	_, err = pgx.ForEachRow(rows, []any{&column.name, &column.oid, &column.kind, &column.typeName, &column.required, &column.generated, &column.identity, &column.readable}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&column.name, &column.oid, &column.kind, &column.typeName, &column.required, &column.generated, &column.identity, &column.readable, &c.imprint}, func() error {
 		c.columns[column.name] = column
 		return nil
 	})

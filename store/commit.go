@@ -328,6 +328,7 @@ func (w *Writer) insertAll(ctx context.Context, conn *pgconn.PgConn, b *batch, l
 	owner := slices.Repeat([]*insertion{nil}, len(statements))
 	var copied []*plan
 	var copies *insertion // the first that does
+	check := -1           // the statement that looks at the types of what was copied to
 	for _, in := range live {
 		if in.leader != nil {
 			continue
@@ -341,6 +342,7 @@ func (w *Writer) insertAll(ctx context.Context, conn *pgconn.PgConn, b *batch, l
 	}
 	if copies != nil {
 		// Whose table it was, should it fail, isolation finds.
+		check = len(statements)
 		statements, owner = append(statements, unaltered(copied)), append(owner, copies)
 	}
 	letters, err := insertDeadLetters(w.cfg.Schema, o.letters, b.cuts())
@@ -353,6 +355,11 @@ func (w *Writer) insertAll(ctx context.Context, conn *pgconn.PgConn, b *batch, l
 	}
 	failed, err := run(ctx, conn, statements)
 	if err != nil {
+		if failed == check {
+			for _, in := range live {
+				w.tables.lookAgain(in.plan.route) // it may be another column than ours that was altered
+			}
+		}
 		if failed == len(statements) && len(live) > 0 {
 			// A deferred constraint speaks up at the commit; isolation finds whose it is.
 			return judged(err, live[0], true)
