@@ -106,8 +106,8 @@ func TestAlteredColumns(t *testing.T) {
 	}
 }
 
-// TestAlteredBesideTheRoute: what becomes of columns that the route does not write costs one batch its COPY, and nothing
-// fails.
+// TestAlteredBesideTheRoute: what becomes of columns that the route does not write costs the rows of one batch their COPY, and
+// nothing fails.
 func TestAlteredBesideTheRoute(t *testing.T) {
 	t.Parallel()
 	l := newCopyLine(t, telemetry, `alter table telemetry add column note text`)
@@ -127,6 +127,80 @@ func TestAlteredBesideTheRoute(t *testing.T) {
 	if n := value[int](t, l.pool, `select count(*)::int from telemetry`); n != 13 {
 		t.Errorf("%d rows, want 13", n)
 	}
+}
+
+// TestAlteredBesideALock: a table is altered whose route has nothing to do with it, while somebody holds a partition of another
+// route's table that nobody writes to. The start does not wait for that, nor does the line.
+func TestAlteredBesideALock(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	var routes []mapping.RouteConfig
+	for i := range 3 {
+		routes = append(routes, mapping.RouteConfig{
+			Name: fmt.Sprintf("r%d", i), Topic: fmt.Sprintf("r%d/{device_id}", i), Time: "$.t", Columns: "v:int4=$.v", Partition: "day",
+		})
+	}
+	l := newLine(t, pool, impatient(t), nil, routes...)
+	if err := l.tables.Ensure(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	execute(t, pool, `create table old partition of r1 for values from ('2020-01-01 00:00Z') to ('2020-01-02 00:00Z');
+		create table others (n int); create function nothing() returns trigger language plpgsql as $$ begin return new; end $$;
+		create trigger others before insert on others for each row execute function nothing()`)
+	tx, err := pool.Begin(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.Background()) }()
+	if _, err := tx.Exec(context.Background(), `lock table only old in access exclusive mode`); err != nil {
+		t.Fatal(err)
+	}
+	l.tables = NewTables(pool, impatient(t), l.routes) // a start
+	if err := l.tables.Ensure(context.Background()); err != nil {
+		t.Error(err)
+	}
+	commit := func(n int) {
+		l.renew(impatient(t), nil)
+		for i := range routes {
+			l.send(fmt.Sprintf("r%d/x", i), fmt.Sprintf(`{"t":%d,"v":%d}`, time.Now().UnixMilli(), n))
+		}
+		l.flush()
+	}
+	commit(1)
+	execute(t, pool, `alter table r0 add column z int`)
+	commit(2)
+	commit(3)
+	if err := tx.Rollback(context.Background()); err != nil {
+		t.Error(err)
+	}
+	if n := value[int](t, pool, `select count(*)::int from (select from r0 union all select from r1 union all select from r2) r`); n != 9 {
+		t.Errorf("%d rows, want 9", n)
+	}
+	if failing := l.tables.Failing(); len(failing) > 0 {
+		t.Error(failing)
+	}
+}
+
+// TestColumnsOfManyRoutes: each route adds a column to a table that all write. The first rows of each go by COPY: no plan
+// is of the table before the last column.
+func TestColumnsOfManyRoutes(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	var routes []mapping.RouteConfig
+	for _, name := range []string{"a", "b", "c"} {
+		routes = append(routes, mapping.RouteConfig{Name: name, Topic: name + "/{device_id}", Table: "telemetry", Time: "$.t", Columns: name + ":int4=$.v"})
+	}
+	l := newLine(t, pool, impatient(t), nil, routes...)
+	if err := l.tables.Ensure(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	execute(t, pool, noteWays)
+	for _, route := range routes {
+		l.renew(impatient(t), nil)
+		l.send(route.Name+"/x", `{"t":1700000000000,"v":1}`)
+		l.flush()
+	}
+	l.wantWays("copy", "copy", "copy")
 }
 
 // TestRoundingIsTold: a column of the same type that keeps fewer digits is written, and told of, also when it

@@ -64,13 +64,11 @@ func inspect(ctx context.Context, db querier, t *mapping.Table) (*catalogTable, 
 		       coalesce(p.partstrat = 'r' and p.partnatts = 1 and
 		                (select a.attname from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum = p.partattrs[0]) = 'time', false),
 		       c.relkind in ('r', 'p') and not row_security_active(c.oid) and
-		       not exists (select from pg_catalog.pg_rewrite r where r.ev_class = c.oid) and
-		       not exists (select from pg_catalog.pg_partition_tree(c.oid) t where (select f.relkind from pg_catalog.pg_class f where f.oid = t.relid) = 'f'),
-		       exists (select from pg_catalog.pg_trigger t where t.tgtype & 7 = 7 and t.tgenabled <> 'D' and not t.tgisinternal and
-		               (t.tgrelid = c.oid or t.tgrelid in (select t.relid from pg_catalog.pg_partition_tree(c.oid) t)))
+		       not exists (select from pg_catalog.pg_rewrite r where r.ev_class = c.oid) and not tree.abroad, tree.triggers
 		from pg_catalog.pg_class c
 		join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 		left join pg_catalog.pg_partitioned_table p on p.partrelid = c.oid
+		cross join lateral (`+partitionTree+`) tree
 		where c.oid = pg_catalog.to_regclass($1)`, tableIdentifier(t).Sanitize()).
 		Scan(&c.oid, &c.schema, &c.name, &kind, &insert, &c.owned, &c.partitioned, &c.copied, &c.triggers)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -119,6 +117,18 @@ func inspect(ctx context.Context, db querier, t *mapping.Table) (*catalogTable, 
 	}
 	return c, nil
 }
+
+// partitionTree tells of a table c of pg_class and all its partitions whether one is foreign, and whether a row has a
+// trigger before its insert. pg_partition_tree would wait for the lock of each partition, and a join would read
+// all relations of the database.
+const partitionTree = `
+	with recursive tree as (
+		select c.oid union all
+		select i.inhrelid from tree join pg_catalog.pg_inherits i on i.inhparent = tree.oid where c.relkind = 'p')
+	select coalesce(bool_or((select f.relkind from pg_catalog.pg_class f where f.oid = tree.oid) = 'f'), false) as abroad,
+	       bool_or(exists (select from pg_catalog.pg_trigger t
+	               where t.tgrelid = tree.oid and t.tgtype & 7 = 7 and t.tgenabled <> 'D' and not t.tgisinternal)) as triggers
+	from tree`
 
 // missing returns the columns that the table lacks, or says why the route cannot use it.
 func (c *catalogTable) missing(t *mapping.Table) ([]mapping.Column, error) {

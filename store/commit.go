@@ -39,6 +39,7 @@ type attemptError struct {
 	verdict verdict
 	route   *mapping.Route // for verdictRoute
 	letter  bool           // a dead letter could not be written
+	altered []*insertion   // whose COPY found other columns than were looked at
 	err     error
 }
 
@@ -327,9 +328,9 @@ func (w *Writer) insertAll(ctx context.Context, conn *pgconn.PgConn, b *batch, l
 	statements := w.begin(&b.record, w.cfg.lineLock)
 	owner := slices.Repeat([]*insertion{nil}, len(statements))
 	var copied []*plan
-	var copies *insertion // the first that does
-	check := -1           // the statement that looks at the types of what was copied to
+	var copying, altered []*insertion
 	for _, in := range live {
+		in.forget() // what an attempt before was told
 		if in.leader != nil {
 			continue
 		}
@@ -337,13 +338,12 @@ func (w *Writer) insertAll(ctx context.Context, conn *pgconn.PgConn, b *batch, l
 			statements, owner = append(statements, &s.statement), append(owner, in)
 		}
 		if in.copying {
-			copied, copies = append(copied, in.plan), cmp.Or(copies, in)
+			copied, copying = append(copied, in.plan), append(copying, in)
 		}
 	}
-	if copies != nil {
-		// Whose table it was, should it fail, isolation finds.
-		check = len(statements)
-		statements, owner = append(statements, unaltered(copied)), append(owner, copies)
+	if len(copying) > 0 {
+		check := unaltered(copied, func(position int) { altered = append(altered, copying[position]) })
+		statements, owner = append(statements, check), append(owner, copying[0])
 	}
 	letters, err := insertDeadLetters(w.cfg.Schema, o.letters, b.cuts())
 	if err != nil {
@@ -355,10 +355,8 @@ func (w *Writer) insertAll(ctx context.Context, conn *pgconn.PgConn, b *batch, l
 	}
 	failed, err := run(ctx, conn, statements)
 	if err != nil {
-		if failed == check {
-			for _, in := range live {
-				w.tables.lookAgain(in.plan.route) // it may be another column than ours that was altered
-			}
+		if len(altered) > 0 {
+			return &attemptError{verdict: verdictRetry, altered: altered, err: err}
 		}
 		if failed == len(statements) && len(live) > 0 {
 			// A deferred constraint speaks up at the commit; isolation finds whose it is.
@@ -383,11 +381,23 @@ func (w *Writer) insertAll(ctx context.Context, conn *pgconn.PgConn, b *batch, l
 }
 
 // uncopied prepares inserts for what could not be copied, and says whether that is to be tried at once:
-// the keys of some rows are in the table, or the table takes no COPY. Whatever else COPY was refused for,
-// isolation finds with inserts.
+// the keys of some rows are in the table, the table takes no COPY, or columns of it were altered, whether the route's the
+// insert finds. Whatever else COPY was refused for, isolation finds with inserts.
 func (w *Writer) uncopied(err error, live []*insertion) bool {
 	failed, refused := (*attemptError)(nil), (*pgconn.PgError)(nil)
-	if !errors.As(err, &failed) || failed.route == nil || !errors.As(err, &refused) {
+	if !errors.As(err, &failed) {
+		return false
+	}
+	for _, in := range failed.altered {
+		for _, member := range append(slices.Clone(in.others), in) {
+			w.tables.lookAgain(member.plan.route)
+			member.insert()
+		}
+	}
+	if len(failed.altered) > 0 {
+		return true
+	}
+	if failed.route == nil || !errors.As(err, &refused) {
 		return false
 	}
 	i := slices.IndexFunc(live, func(in *insertion) bool { return in.plan.route == failed.route })

@@ -82,6 +82,34 @@ func TestCopyFirst(t *testing.T) {
 	l.wantInOrder(11)
 }
 
+// TestCountsOfTheSecondTry: what another route's refused COPY has rolled back does not count, when the table takes none of
+// it the second time.
+func TestCountsOfTheSecondTry(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	l := newLine(t, pool, impatient(t), nil,
+		mapping.RouteConfig{Name: "points", Topic: "points/{device_id}", Each: "$.p", Time: "@.t", Columns: "v:int4=@.v", Partition: "none"}, telemetry)
+	if err := l.tables.Ensure(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	// Two rows and no more: it stands for another replica that commits them between the two tries.
+	execute(t, pool, `create sequence tries;
+		create function twice() returns trigger language plpgsql as $$ begin if nextval('tries') > 2 then return null; end if; return new; end $$;
+		create trigger twice before insert on points for each row execute function twice()`)
+	l.tables = NewTables(pool, impatient(t), l.routes)
+	l.commitBatches([]string{reading(1, 1)})
+	l.renew(impatient(t), nil)
+	l.send("points/a", `{"p":[{"t":1,"v":1},{"t":2,"v":2}]}`)
+	l.send("devices/a/telemetry", reading(1, 1))
+	l.flush()
+	if n := value[int](t, pool, `select count(*)::int from points`); n != 0 {
+		t.Fatalf("%d rows in the table", n)
+	}
+	if c := l.counts("points"); c.Written != 0 || c.Rows != 0 {
+		t.Errorf("counted %+v of a table that is empty", c)
+	}
+}
+
 // TestManyRefusedCopies: many routes meet the same messages a second time. The batch is not sent again for
 // each of them.
 func TestManyRefusedCopies(t *testing.T) {

@@ -127,7 +127,7 @@ func BenchmarkRoutes(b *testing.B) {
 				for _, in := range live {
 					in.share()
 				}
-				if unaltered(copied); len(copied) != 1 {
+				if unaltered(copied, nil); len(copied) != 1 {
 					b.Fatalf("%d statements, want one for all routes", len(copied))
 				}
 				for _, in := range live {

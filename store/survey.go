@@ -14,6 +14,7 @@ type survey struct {
 	tables     map[string]*catalogTable // by the name that routes give; nil: there is none
 	places     map[string]place         // by schema
 	partitions map[partitioning]error   // why those that are missing could not be made
+	changed    bool                     // a table was, see forget
 }
 
 // partitioning is what a route wants of a table's partitions.
@@ -55,6 +56,7 @@ func (s *survey) place(ctx context.Context, want *mapping.Table) (place, error) 
 
 // forget has everything that a change may have touched read anew.
 func (s *survey) forget() {
+	s.changed = true
 	clear(s.tables)
 	clear(s.places)
 }

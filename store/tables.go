@@ -97,15 +97,21 @@ func NewTables(pool *pgxpool.Pool, cfg Config, routes *mapping.Routes) *Tables {
 // Data definition is run only where the catalog lacks something, under an advisory lock, so that
 // replicas may start together and a role without the privilege to create works on finished tables.
 func (t *Tables) Ensure(ctx context.Context) error {
-	var errs []error
 	s := newSurvey(t.pool, t.cfg.Schema)
-	for _, route := range t.routes.All() {
-		err := t.ensureRoute(ctx, route, true, s)
-		if err != nil && classify(err) != verdictRoute {
-			errs = append(errs, err)
+	ensure := func() error {
+		var errs []error
+		for _, route := range t.routes.All() {
+			err := t.ensureRoute(ctx, route, true, s)
+			if err != nil && classify(err) != verdictRoute {
+				errs = append(errs, err)
+			}
 		}
+		return errors.Join(errs...)
 	}
-	return errors.Join(errs...)
+	if err := ensure(); err != nil || !s.changed {
+		return err
+	}
+	return ensure() // what a route added to a table is news to the others that write it
 }
 
 // Failing returns the routes whose tables cannot be written now, or refuse every message, and why.
