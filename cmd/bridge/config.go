@@ -221,10 +221,11 @@ var schemaName = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,62}$`)
 
 // loadRoutes reads and compiles the routes, and adds their variables to known.
 func (cfg *config) loadRoutes(found *problems, known map[string]string) {
+	settings := variablesOf("", &routeConfig{})
 	for _, name := range cfg.Routes.value {
 		route := routeConfig{Name: name}
 		routePrefix := prefix + "_ROUTE_" + strings.ToUpper(name)
-		variables := variablesOf(routePrefix, &route)
+		variables := prefixed(routePrefix, settings)
 		for _, v := range variables {
 			if other, taken := known[v.name]; taken {
 				found.add("BRIDGE_ROUTES", name, fmt.Sprintf("expected another name: route %s reads %s as well", other, v.name))
@@ -238,7 +239,7 @@ func (cfg *config) loadRoutes(found *problems, known map[string]string) {
 		cfg.routeConfigs = append(cfg.routeConfigs, mapping.RouteConfig(route))
 	}
 	for _, name := range meantNames(cfg.Routes.text) { // the name is wrong, its settings need not be
-		for _, v := range variablesOf(prefix+"_ROUTE_"+strings.ToUpper(name), &routeConfig{}) {
+		for _, v := range prefixed(prefix+"_ROUTE_"+strings.ToUpper(name), settings) {
 			if _, taken := known[v.name]; !taken {
 				known[v.name] = name
 			}

@@ -35,6 +35,16 @@ func variablesOf(prefix string, spec any) []variable {
 	return list
 }
 
+// prefixed lists variables that were listed without a prefix as those of one: to ask envconfig for each of many routes
+// took longer than all else at their start.
+func prefixed(prefix string, plain []variable) []variable {
+	list := slices.Clone(plain)
+	for i := range list {
+		list[i].name = prefix + "_" + list[i].name
+	}
+	return list
+}
+
 // mistake says what was expected instead of the value; empty when the value is fine.
 func (v variable) mistake() string {
 	_, text, mistake := v.setting.described()
