@@ -522,9 +522,9 @@ func (t *Tables) Maintain(ctx context.Context) {
 	var mending sync.WaitGroup
 	defer mending.Wait()
 	mending.Go(func() { t.mendAll(ctx) })
+	again, reported := time.Now().Add(t.cfg.maintainSoon), "" // Ensure has just looked at all; not after the first tick
 	ticker := time.NewTicker(t.cfg.maintainSoon)
 	defer ticker.Stop()
-	again, reported := time.Now().Add(t.cfg.maintainSoon), "" // Ensure has just looked at all
 	for {
 		if !time.Now().Before(again) || t.maintenanceDue() {
 			again = time.Now().Add(every)
