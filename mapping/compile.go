@@ -487,31 +487,43 @@ func parseRetention(text string) (total time.Duration, ok bool) {
 	return total, total > 0
 }
 
-// checkTables finds routes that want the same table in different ways.
+// checkTables finds routes that want the same table in different ways. Each is compared with the first route of its
+// table, and its columns with the first route that has them, so that a mistake is told once.
 func checkTables(routes []*Route) (errs []error) {
-	for i, a := range routes {
-		for _, b := range routes[:i] {
-			s, t := &a.Table, &b.Table
-			if s.Schema != t.Schema || s.Name != t.Name {
-				continue
-			}
-			differ := func(suffix, value, reason string) {
-				errs = append(errs, &ConfigError{variable(a.Name, suffix), cut(value, 80), fmt.Sprintf("route %s, which shares table %s, %s", b.Name, s.Name, reason)})
-			}
+	type place struct{ schema, table, column string }
+	type owner struct {
+		route  *Route
+		column Column
+	}
+	first := make(map[place]owner)
+	for _, r := range routes {
+		t := &r.Table
+		differ := func(other *Route, suffix, value, reason string) {
+			errs = append(errs, &ConfigError{variable(r.Name, suffix), cut(value, 80), fmt.Sprintf("route %s, which shares table %s, %s", other.Name, t.Name, reason)})
+		}
+		at := place{schema: t.Schema, table: t.Name}
+		if a, shared := first[at]; !shared {
+			first[at] = owner{route: r}
+		} else {
+			s := &a.route.Table
 			if !slices.Equal(s.KeyColumns, t.KeyColumns) {
-				differ("KEY", "", fmt.Sprintf("has rows unique by (%s), this one by (%s): both or neither need TIME", strings.Join(t.KeyColumns, ", "), strings.Join(s.KeyColumns, ", ")))
+				differ(a.route, "KEY", "", fmt.Sprintf("has rows unique by (%s), this one by (%s): both or neither need TIME", strings.Join(s.KeyColumns, ", "), strings.Join(t.KeyColumns, ", ")))
 			}
 			if s.Partition != t.Partition {
-				differ("PARTITION", string(s.Partition), "has "+string(t.Partition))
+				differ(a.route, "PARTITION", string(t.Partition), "has "+string(s.Partition))
 			}
 			if s.Retention != t.Retention {
-				differ("RETENTION", s.Retention.String(), "has "+t.Retention.String())
+				differ(a.route, "RETENTION", t.Retention.String(), "has "+s.Retention.String())
 			}
-			for _, col := range s.Columns {
-				j := slices.IndexFunc(t.Columns, func(other Column) bool { return other.Name == col.Name })
-				if j >= 0 && t.Columns[j].Type != col.Type {
-					differ("COLUMNS", col.Name+":"+col.Type, "has "+col.Name+":"+t.Columns[j].Type)
-				}
+		}
+		for _, column := range t.Columns {
+			at.column = column.Name
+			a, shared := first[at]
+			switch {
+			case !shared:
+				first[at] = owner{r, column}
+			case a.column.Type != column.Type:
+				differ(a.route, "COLUMNS", column.Name+":"+column.Type, "has "+column.Name+":"+a.column.Type)
 			}
 		}
 	}

@@ -177,6 +177,20 @@ func TestRoutesThatShareATable(t *testing.T) {
 			t.Errorf("%v, want %s", err, test.want)
 		}
 	}
+
+	// A third route of the table, and a fourth: what each differs in is told once, and names the route that has it.
+	third, fourth := same, same
+	third.Name, third.Topic, third.Columns = "c", "c/#", "y:int4=$.y, z:int4=$.z"
+	fourth.Name, fourth.Topic, fourth.Columns = "d", "d/#", "z:text=$.z, x:text=$.x"
+	_, err := Compile([]RouteConfig{base, same, third, fourth})
+	want := []string{
+		`BRIDGE_ROUTE_C_COLUMNS: "y:int4": route b, which shares table t, has y:text`,
+		`BRIDGE_ROUTE_D_COLUMNS: "z:text": route c, which shares table t, has z:int4`,
+		`BRIDGE_ROUTE_D_COLUMNS: "x:text": route a, which shares table t, has x:float8`,
+	}
+	if err == nil || err.Error() != strings.Join(want, "\n") {
+		t.Errorf("%v\nwant\n%s", err, strings.Join(want, "\n"))
+	}
 }
 
 func TestWarnings(t *testing.T) {
