@@ -37,16 +37,13 @@ type batch struct {
 // reset makes an empty batch of a settled one, whose memory serves the next. It keeps what a batch of
 // everyday size needs.
 func (b *batch) reset(entries []Entry) {
-	groups := b.groups[:0]
 	for i := range b.groups {
 		g := &b.groups[i]
 		clear(g.units)
+		g.units = g.units[:0]
 		g.rows, g.joint, g.sorted, g.together = forget(g.rows), forget(g.joint), false, 0
-		if g.units = g.units[:0]; cap(g.units) <= keepUnits {
-			groups = append(groups, *g)
-		}
 	}
-	clear(b.groups[len(groups):])
+	groups := slices.DeleteFunc(b.groups, func(g group) bool { return cap(g.units) > keepUnits })
 	record := record{packetIDs: b.record.packetIDs[:0], hashes: b.record.hashes[:0]}
 	clear(b.position)
 	position := b.position

@@ -27,12 +27,12 @@ type Counters struct {
 type RouteCounts struct {
 	Route        string
 	Received     uint64
+	InFlight     uint64 // received and not settled yet
 	Written      uint64 // at least one row of the message was inserted
 	Rows         uint64 // that were inserted
 	Duplicate    uint64 // its outcome is committed already: a redelivery, or all its rows were there
 	DeadLettered map[mapping.Reason]uint64
 	Skipped      map[mapping.SkipReason]uint64
-	InFlight     uint64 // received and not settled yet
 }
 
 // NewCounters counts for the routes given, which must be all that there are and are shown from the start with
