@@ -13,9 +13,9 @@ import (
 )
 
 // fill writes a history of so many rows into a table that a bridge has made: a day's worth each day, from
-// today back, in the shape in which the bridge writes them and with the indexes that it has made. Today's rows and
+// today back, where it ends at until, in the shape in which the bridge writes them and with the indexes that it has made. Today's rows and
 // yesterday's are made by a query; the days before are copies of yesterday, which are cheaper.
-func (b *suite) fill(t *testing.T, s *Stage, table string, rows int, today time.Time) {
+func (b *suite) fill(t *testing.T, s *Stage, table string, rows int, today, until time.Time) {
 	t.Helper()
 	partition := func(day time.Time) string { return pgx.Identifier{table + day.Format("_p20060102")}.Sanitize() }
 	bounds := func(day time.Time) string {
@@ -36,10 +36,9 @@ func (b *suite) fill(t *testing.T, s *Stage, table string, rows int, today time.
 	}
 	yesterday := today.AddDate(0, 0, -1)
 	if rows > 0 {
-		// The bridge makes these partitions itself, as long as they are those around now. There are no rows
-		// of the future.
+		// The bridge makes these partitions itself, as long as they are those around now.
 		must(t, exec(t.Context(), s.db, fmt.Sprintf("create table if not exists %s partition of %s %s", partition(today), table, bounds(today))))
-		must(t, exec(t.Context(), s.db, dayOf(table, today, max(time.Since(today), time.Second), min(rows, b.day))))
+		must(t, exec(t.Context(), s.db, dayOf(table, today, until.Sub(today), min(rows, b.day))))
 	}
 	if rows > b.day {
 		must(t, exec(t.Context(), s.db, fmt.Sprintf("create table if not exists %s partition of %s %s", partition(yesterday), table, bounds(yesterday))))

@@ -270,7 +270,7 @@ func (g growth) plot(r *Result) string {
 }
 
 func renderHistory(r *Result) (text, svg string) {
-	return "Backlogs of the same size are drained into tables with a history: a million rows for each of the last days, in day partitions with the indexes that\nthe bridge makes. They take turns.\n\n" +
+	return "A million messages, later than all that is there, are drained into tables with a history: a million rows for each of the last days, in day\npartitions with the indexes that the bridge makes. They take turns.\n\n" +
 		table(r, "in the table", costColumns, change(r, "rate against the first", "rate")), growth{title: "Table", label: "rows in the table before", powers: true}.plot(r)
 }
 

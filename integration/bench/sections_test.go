@@ -100,28 +100,35 @@ func measureLive(t *testing.T, b *suite) []*Point {
 	return b.play(t, jobs)
 }
 
+// measureHistory drains backlogs each of which is later than all that is there, as that of an outage is: rows between
+// others split the pages of an index.
 func measureHistory(t *testing.T, b *suite) []*Point {
 	url := b.server.Fresh(t)
 	today := time.Now().UTC().Truncate(24 * time.Hour)
+	work := drainWork(b.all, 1000)
+	long := time.Duration(work.Messages) * work.Step
+	until := today.Add(max(time.Since(today)-time.Duration(b.rounds)*long, time.Second)) // where the history ends
 	var jobs []job
 	for _, rows := range b.history {
 		table := fmt.Sprintf("history_%d", rows)
 		system := bridge("bridge", bridgeOptions{table: table})
-		work := func() Work { return drainWork(b.messages, 1000) }
-		stage := func(t *testing.T) *Stage {
-			s := newStage(t, b.server, url, work())
+		stage := func(t *testing.T, work Work) *Stage {
+			s := newStage(t, b.server, url, work)
 			s.since = today
 			return s
 		}
 		t.Run("fill "+table, func(t *testing.T) {
-			s := stage(t)
+			s := stage(t, work)
 			system.Subscribe(t, s) // makes the table
-			b.fill(t, s, table, rows, today)
+			b.fill(t, s, table, rows, today, until)
 		})
+		next := until
 		jobs = append(jobs, job{
 			&Point{System: system.Name, Label: page.Count(rows), X: float64(rows)},
 			func(t *testing.T, _ *Point) Figures {
-				s := stage(t)
+				w := work
+				w.First, next = next, next.Add(long)
+				s := stage(t, w)
 				if rows == 0 {
 					_, err := s.db.Exec(t.Context(), "truncate "+table)
 					must(t, err)
