@@ -56,7 +56,8 @@ checkpoint before every measurement, autovacuum off, everything else as it comes
 bridge does not gather what it reads, and at a steady high rate takes more CPU than these figures say.
 
 **Figures:** CPU seconds are those of the whole process since its start, the database with all its processes; they say more than rates,
-which other work on the machine moves. Systems and values that are compared take turns in every round. Every measurement ends with
+which other work on the machine moves. Systems and values that are compared take turns in every round; sections of different commits were
+measured at different times, and this machine has faster and slower days: compare within a section. Every measurement ends with
 the count of the rows: one for each message, or it does not count. A rate is that of the rows between the first and the last commit. A latency is
 the time from the moment at which a message was due, not sent, to the moment at which another connection to the database sees that its
 transaction has ended: a publisher that is held up hides nothing, nor does the wait for the disk. That connection asks every millisecond,
