@@ -28,7 +28,7 @@ import (
 )
 
 // patience is how long a test waits for what must happen.
-const patience = 30 * time.Second
+const patience = 90 * time.Second
 
 // eventually waits until look is satisfied.
 func eventually(t *testing.T, what string, look func() (done bool, state string)) {

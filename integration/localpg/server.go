@@ -35,7 +35,7 @@ const Role = "postgres"
 
 // Limits of waiting, for callers whose context has none.
 const (
-	startTimeout = 60 * time.Second // crash recovery on a busy machine included
+	startTimeout = 3 * time.Minute  // crash recovery on a busy machine included
 	stopTimeout  = 30 * time.Second // then the server is killed
 )
 
