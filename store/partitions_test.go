@@ -155,6 +155,45 @@ func TestRetention(t *testing.T) {
 	}
 }
 
+// TestRetentionOfATableWithTwoNames: what one route lets go another one keeps, if they name the table alike or not.
+func TestRetentionOfATableWithTwoNames(t *testing.T) {
+	t.Parallel()
+	keeper, forgetter := telemetry, telemetry
+	keeper.Name, keeper.Topic, keeper.Table, keeper.Partition = "keeper", "keeper/{device_id}", "telemetry", "day"
+	forgetter.Name, forgetter.Topic, forgetter.Table, forgetter.Partition, forgetter.Retention = "forgetter", "forgetter/{device_id}", "public.telemetry", "day", "36h"
+	for name, configs := range map[string][]mapping.RouteConfig{"the keeper first": {keeper, forgetter}, "the keeper last": {forgetter, keeper}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			tables, execute := tablesOf(t, configs...)
+			ensure(t, tables)
+			execute(`insert into telemetry (device_id, "time", message_id, received_at, topic)
+				select 'a', now() - i * interval '1 day', gen_random_uuid(), now(), 't' from generate_series(0, 99) i`)
+			if err := tables.maintain(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			if n := value[int](t, tables.pool, `select count(*)::int from telemetry`); n != 100 {
+				t.Errorf("%d rows of 100 are left, though a route keeps them for ever", n)
+			}
+			warnings := tables.Warnings()
+			if len(warnings) != 1 || len(warnings[configs[1].Name]) != 1 || !strings.Contains(warnings[configs[1].Name][0], "is the same table as TABLE") {
+				t.Errorf("warnings %q", warnings)
+			}
+		})
+	}
+	// With the same retention it goes on.
+	keeper.Retention = "36h"
+	tables, execute := tablesOf(t, keeper, forgetter)
+	ensure(t, tables)
+	execute(`insert into telemetry (device_id, "time", message_id, received_at, topic)
+		select 'a', now() - i * interval '1 day', gen_random_uuid(), now(), 't' from generate_series(0, 99) i`)
+	if err := tables.maintain(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if n := value[int](t, tables.pool, `select count(*)::int from telemetry where "time" < now() - interval '36 hours'`); n > 1 {
+		t.Errorf("%d rows are older than both retain", n)
+	}
+}
+
 // TestRetentionKeepsWhatIsYoung in tables of people that are not partitioned by time: what stands behind them has rows
 // of the same ctid.
 func TestRetentionKeepsWhatIsYoung(t *testing.T) {

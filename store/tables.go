@@ -369,6 +369,18 @@ func (t *Tables) ensureRoute(ctx context.Context, route *mapping.Route, beside b
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s := t.state(route)
+	place := table.schema + "." + table.name
+	for _, other := range t.routes.All() {
+		if other == route {
+			break
+		}
+		if t.state(other).place == place {
+			if warning := Alias(route, other); warning != "" {
+				warnings = append(warnings, warning)
+			}
+			break
+		}
+	}
 	for _, w := range warnings {
 		if !slices.Contains(s.warnings, w) {
 			t.log.Warn("table is used as it is", zap.String("route", route.Name), zap.String("warning", w))
@@ -383,7 +395,7 @@ func (t *Tables) ensureRoute(ctx context.Context, route *mapping.Route, beside b
 	} else {
 		s.due = true
 	}
-	if place := table.schema + "." + table.name; s.place != place {
+	if s.place != place {
 		t.log.Info("table of route", zap.String("route", route.Name), zap.String("table", place))
 		s.place = place
 	}
@@ -570,19 +582,25 @@ func (t *Tables) maintain(ctx context.Context) error {
 		table := &route.Table
 		name := tableName(table)
 		if r, known := retention[name]; known {
-			// Several routes share the table: it keeps what any of them wants kept.
-			if r == 0 || table.Retention == 0 {
-				retention[name] = 0
-			} else {
-				retention[name] = max(r, table.Retention)
-			}
+			retention[name] = longer(r, table.Retention) // several routes share the table
 			continue
 		}
 		tables[name], retention[name] = table, table.Retention
 	}
+	var seen []expiring
+	unseen := map[string]bool{} // names without a schema of tables that could not be looked at
 	for _, name := range slices.Sorted(maps.Keys(tables)) {
 		found, err := inspect(ctx, t.pool, tables[name])
+		if err != nil && classify(err) != verdictRoute { // what does not suit is another one: both names would say so
+			unseen[tables[name].Name] = true
+		}
 		if err == nil && found != nil {
+			i := slices.IndexFunc(seen, func(e expiring) bool { return e.table.oid == found.oid })
+			if i < 0 {
+				seen = append(seen, expiring{found, retention[name]})
+			} else { // t and public.t
+				seen[i].retention = longer(seen[i].retention, retention[name])
+			}
 			unmade := t.makePartitions(ctx, tables[name], found)
 			t.mu.Lock()
 			for route, s := range t.states {
@@ -601,11 +619,33 @@ func (t *Tables) maintain(ctx context.Context) error {
 				}
 			}
 			t.mu.Unlock()
-			err = errors.Join(unmade, t.expire(ctx, found, retention[name]))
+			err = unmade
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("maintain table %s: %w", name, err))
 		}
 	}
+	for _, e := range seen {
+		if unseen[e.table.name] {
+			continue // it may be this table by another name, of a route that keeps more
+		}
+		if err := t.expire(ctx, e.table, e.retention); err != nil {
+			errs = append(errs, fmt.Errorf("maintain table %s.%s: %w", e.table.schema, e.table.name, err))
+		}
+	}
 	return errors.Join(errs...)
+}
+
+// expiring is a table, by whatever name, and how long its rows are kept.
+type expiring struct {
+	table     *catalogTable
+	retention time.Duration
+}
+
+// longer is the retention that keeps what any of two wants kept. 0 is for ever.
+func longer(a, b time.Duration) time.Duration {
+	if a == 0 || b == 0 {
+		return 0
+	}
+	return max(a, b)
 }

@@ -26,11 +26,15 @@ const recountMost = 2 * time.Second
 func (w *Writer) recount(ctx context.Context, conn *pgx.Conn, b *batch, live []*insertion, o *outcome) {
 	ctx, cancel := context.WithTimeout(ctx, recountMost)
 	defer cancel()
+	for _, in := range live { // before any of the looks fails: the next batch must not guess again
+		if in.unsure() {
+			w.tables.lookAgain(in.plan.route)
+		}
+	}
 	for _, in := range live {
 		route := in.plan.route
 		t := o.tallies[route.Name]
 		if in.unsure() {
-			w.tables.lookAgain(route)
 			if there, err := w.present(ctx, conn, route, in.units); err == nil {
 				t.written, t.skipped = there, map[mapping.SkipReason]uint64{SkipRefusedByTable: uint64(len(in.units)) - there}
 			} else {

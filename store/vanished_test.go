@@ -69,6 +69,38 @@ func TestVanishedRows(t *testing.T) {
 	}
 }
 
+// TestLooksThatFail: where nobody could see which messages a new trigger took, it is asked for by all routes before their
+// next batch.
+func TestLooksThatFail(t *testing.T) {
+	t.Parallel()
+	_, pool := newDatabase(t)
+	other := telemetry
+	other.Name, other.Topic, other.Table = "other", "other/{device_id}/telemetry", "telemetry"
+	l := newLine(t, pool, impatient(t), nil, telemetry, other)
+	if err := l.tables.Ensure(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var live []*insertion
+	for _, route := range l.routes.All() {
+		p, _, _ := l.tables.known(route)
+		units := []unit{{rows: []mapping.Row{{DeviceID: "d"}}}}
+		live = append(live, &insertion{plan: p, units: units, guessed: true})
+	}
+	conn, err := pool.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	late, cancel := context.WithCancel(t.Context())
+	cancel()
+	l.writer.recount(late, conn.Conn(), &batch{}, live, &outcome{tallies: tallies{"telemetry": {written: 1}, "other": {written: 1}}})
+	for _, route := range l.routes.All() {
+		if p, _, _ := l.tables.known(route); p != nil {
+			t.Errorf("route %s goes on by a plan that does not know of the trigger", route.Name)
+		}
+	}
+}
+
 // TestRefusedMessageWithAKnownKey: the database refuses a message whose key is in the table. The duplicates beside it are
 // duplicates.
 func TestRefusedMessageWithAKnownKey(t *testing.T) {

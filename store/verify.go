@@ -31,6 +31,16 @@ func Verify(ctx context.Context, conn *pgx.Conn, ownSchema string, route *mappin
 	return r, err
 }
 
+// Alias is what to tell of a route if its table turns out to be that of the other route, which names it in another way:
+// the configuration alone could not compare what the two want of it. It is empty if both say the same name.
+func Alias(route, other *mapping.Route) string {
+	name, same := tableName(&route.Table), tableName(&other.Table)
+	if name == same {
+		return ""
+	}
+	return fmt.Sprintf("TABLE %s is the same table as TABLE %s of route %s: name it alike in both, so that what they want of it is compared", name, same, other.Name)
+}
+
 // look is what Ensure and Verify have in common: everything but the doing. The table is nil when it
 // does not exist.
 func (s *survey) look(ctx context.Context, route *mapping.Route) (TableReport, *catalogTable, error) {

@@ -116,6 +116,11 @@ func TestCheckConnect(t *testing.T) {
 		defer alter(`reset statement_timeout`)
 		check(t, exitOK, nil, []string{"warning: database: statement_timeout is 7000 for this connection (from: database): batches have limits of their own, but migrations"})
 	})
+	t.Run("a table with two names", func(t *testing.T) {
+		check(t, exitOK, []string{"table public.telemetry does not exist yet and will be created"},
+			[]string{"warning: database: route again: TABLE public.telemetry is the same table as TABLE telemetry of route telemetry"},
+			"BRIDGE_ROUTES=telemetry,again", "BRIDGE_ROUTE_AGAIN_TOPIC=again/+", "BRIDGE_ROUTE_AGAIN_TABLE=public.telemetry")
+	})
 	t.Run("tables", func(t *testing.T) {
 		query(t, url, `create table telemetry (device_id text, "time" timestamptz, n int4)`)
 		check(t, exitFailure, nil, []string{"bridge: database: route telemetry: table telemetry: has no column message_id, which belongs to the key (device_id, time, message_id)"})

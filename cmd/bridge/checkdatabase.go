@@ -45,8 +45,14 @@ func (cfg *config) checkDatabase(ctx context.Context) findings {
 	}
 	checkServerSettings(ctx, conn, &found)
 	cfg.checkSchema(ctx, conn, user, database, mayCreate, &found)
+	owners := map[string]*mapping.Route{} // by table: the first route that has it
 	for _, route := range cfg.routes.All() {
-		cfg.checkTable(ctx, conn, route, &found)
+		table := cfg.checkTable(ctx, conn, route, &found)
+		if owners[table] == nil {
+			owners[table] = route
+		} else if warning := store.Alias(route, owners[table]); warning != "" {
+			found.warnf("route %s: %s", route.Name, warning)
+		}
 	}
 	return found
 }
@@ -153,8 +159,8 @@ func (cfg *config) checkReplicas(ctx context.Context, conn *pgx.Conn, found *fin
 	}
 }
 
-// checkTable says what the service will find and do.
-func (cfg *config) checkTable(ctx context.Context, conn *pgx.Conn, route *mapping.Route, found *findings) {
+// checkTable says what the service will find and do. It returns the table with its schema.
+func (cfg *config) checkTable(ctx context.Context, conn *pgx.Conn, route *mapping.Route, found *findings) string {
 	r, err := store.Verify(ctx, conn, cfg.Schema.value, route)
 	for _, warning := range r.Warnings {
 		found.warnf("route %s: %s", route.Name, warning)
@@ -178,4 +184,5 @@ func (cfg *config) checkTable(ctx context.Context, conn *pgx.Conn, route *mappin
 		}
 		found.notef("route %s: table %s fits", route.Name, r.Table)
 	}
+	return r.Table
 }
