@@ -50,7 +50,12 @@ func newPublisher(t *testing.T, brokerURL, clientID string) *publisher {
 		t.Fatalf("broker URL: %v", err)
 	}
 	p := &publisher{address: u.Host, clientID: clientID}
-	t.Cleanup(p.close)
+	t.Cleanup(func() {
+		p.close()
+		if n := p.repeated.Load(); t.Failed() && n > 0 {
+			t.Logf("%s has sent %d messages once more than the broker answered in time: a route without a key writes them again", clientID, n)
+		}
+	})
 	return p
 }
 

@@ -57,7 +57,7 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"run", "", "the service (default); applies pending migrations first unless BRIDGE_MIGRATE=off", runCommand},
-		{"migrate", "[status] [--tables]", "applies the migrations of the bridge's own tables, or lists them; --tables also makes the tables of the routes, for a bridge whose role may not", migrateCommand},
+		{"migrate", "[status | --tables]", "applies the migrations of the bridge's own tables, or lists them; --tables also makes the tables of the routes, for a bridge whose role may not", migrateCommand},
 		{"check", "[--connect]", "reads the configuration and prints routes, tables and warnings; --connect also talks to broker and database", checkCommand},
 		{"map", "--topic T [--payload FILE or -] [--user-property k=v] [--content-type C] [--qos N] [--retain]", "dry run of one message: prints its rows as JSON lines, or why it would become a dead letter", mapCommand},
 		{"deadletters", "list [--route R] [--reason X] [--since T] [--limit N] [--all] [--json]", "lists the dead letters that wait, the newest first; --all also those that were replayed", deadLettersCommand},

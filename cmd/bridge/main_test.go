@@ -102,7 +102,7 @@ func TestUsage(t *testing.T) {
 		{"-version", 0, "go1.", ""},
 		{"run --help", 0, "", "Usage: bridge run\n\n    the service"},
 		{"check --help", 0, "", "Usage: bridge check [--connect]\n\n    reads the configuration"},
-		{"migrate -h", 0, "", "Usage: bridge migrate [status] [--tables]\n"},
+		{"migrate -h", 0, "", "Usage: bridge migrate [status | --tables]\n"},
 		{"probe --help", 0, "", "\n\nFlags, with one dash or two:\n\n  -url URL\n"},
 		{"version --help", 0, "", "Usage: bridge version\n\n    prints version"},
 		{"deadletters show --help", 0, "", "Usage: bridge deadletters show ID [--payload]\n"},
