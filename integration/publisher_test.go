@@ -53,7 +53,7 @@ func newPublisher(t *testing.T, brokerURL, clientID string) *publisher {
 	t.Cleanup(func() {
 		p.close()
 		if n := p.repeated.Load(); t.Failed() && n > 0 {
-			t.Logf("%s has sent %d messages once more than the broker answered in time: a route without a key writes them again", clientID, n)
+			t.Logf("%s has made %d transmissions beyond the first of a message: a route without a key writes these as well", clientID, n)
 		}
 	})
 	return p

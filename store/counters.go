@@ -27,7 +27,7 @@ type Counters struct {
 type RouteCounts struct {
 	Route        string
 	Received     uint64
-	InFlight     uint64 // received and not settled yet
+	InFlight     uint64 // received and not settled yet; every message changes both, which stand in one line of the cache
 	Written      uint64 // at least one row of the message was inserted
 	Rows         uint64 // that were inserted
 	Duplicate    uint64 // its outcome is committed already: a redelivery, or all its rows were there
