@@ -61,6 +61,12 @@ type Config struct {
 	// that a broker that keeps to it is never held back; 0: only Budget is a bound.
 	MaxInFlight int
 
+	// FewUnread keeps down how many acknowledgements are on their way to the broker and not read by it: they fill
+	// small buffers, and whoever acknowledges more waits. A broker that exceeds Receive Maximum may read none of
+	// them while it sends its whole queue; all that was acknowledged meanwhile comes again after a crash. What
+	// proxies hold between us and the broker is beyond it.
+	FewUnread bool
+
 	// MaxMessageBytes is the greatest PUBLISH that is held whole, its topic and properties included; 0:
 	// what the protocol allows, 256 MB. Of a larger one the beginning is delivered, see Delivery.Cut, and
 	// the rest is read and let go.

@@ -19,6 +19,7 @@ import (
 	"github.com/cespare/xxhash/v2"
 	"github.com/eclipse/paho.golang/packets"
 	"github.com/mqttpg/bridge/mapping"
+	"go.uber.org/zap"
 )
 
 const (
@@ -31,6 +32,10 @@ const (
 	// writeTimeout bounds each write. A broker that takes nothing for so long is stalled, and
 	// without a bound whoever writes would hang with it: the reader, the writer's loop, the pinger.
 	writeTimeout = 10 * time.Second
+
+	// unreadBytes is how much of what we write the kernel may keep (twice that, on Linux) where Config.FewUnread is
+	// set. It sends that much in a round trip at most, which on a loopback is plenty.
+	unreadBytes = 16 << 10
 
 	// lingerTimeout is how long the broker may take to close its side after our DISCONNECT.
 	lingerTimeout = time.Second
@@ -121,6 +126,11 @@ func newConn(s *Session, raw net.Conn) *conn {
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	c.gatherer = newGatherer(raw)
 	c.prompt = newPromptness(socket(raw))
+	if tcp, ok := socket(raw).(*net.TCPConn); ok && s.cfg.FewUnread {
+		if err := tcp.SetWriteBuffer(unreadBytes); err != nil {
+			s.log.Warn("more acknowledgements may be on their way to the broker than the delivery ledger reaches back", zap.Error(err))
+		}
+	}
 	c.reader = bufio.NewReaderSize(watchedReader{c}, readBufferSize)
 	switch raw.(type) {
 	case *tls.Conn, *webSocketConn:
@@ -653,11 +663,14 @@ func (c *conn) acknowledge(acks []Ack) error {
 		}
 		number = max(number, a.Number)
 		settled++
-		switch a.QoS {
-		case 1:
-			c.out = append(c.out, packets.PUBACK<<4, 2, byte(a.PacketID>>8), byte(a.PacketID))
-		case 2:
-			c.out = append(c.out, packets.PUBREC<<4, 2, byte(a.PacketID>>8), byte(a.PacketID))
+		kind := packets.PUBACK << 4
+		if a.QoS == 2 {
+			kind = packets.PUBREC << 4
+		}
+		if c.session.cfg.FewUnread { // fewer of the long form fit into the buffers between us and the broker
+			c.out = append(c.out, kind, 4, byte(a.PacketID>>8), byte(a.PacketID), packets.PubackSuccess, 0)
+		} else { // section 3.4.2.1: success and no properties may be left out
+			c.out = append(c.out, kind, 2, byte(a.PacketID>>8), byte(a.PacketID))
 		}
 	}
 	// Before they are written: the broker may send as many more once it has them (section 4.9).

@@ -250,7 +250,13 @@ func TestConnNotesServerDisconnect(t *testing.T) {
 }
 
 func TestAcknowledgementsLeaveInOneWrite(t *testing.T) {
-	r := newIdleRig(t, nil, "mqtt://test")
+	for _, fewUnread := range []bool{false, true} {
+		t.Run(fmt.Sprintf("few unread %t", fewUnread), func(t *testing.T) { acknowledgeInOneWrite(t, fewUnread) })
+	}
+}
+
+func acknowledgeInOneWrite(t *testing.T, fewUnread bool) {
+	r := newIdleRig(t, func(cfg *Config) { cfg.FewUnread = fewUnread }, "mqtt://test")
 	c, raw, _, _ := feed(t, r, nil, unhex(t, connack))
 	// feed has read to the end; a connection that goes on is needed
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
@@ -264,7 +270,11 @@ func TestAcknowledgementsLeaveInOneWrite(t *testing.T) {
 		if i%7 == 0 {
 			a.Connection = 0 // a connection that was
 		} else if a.QoS > 0 {
-			fmt.Fprintf(&want, "%02x02%04x", 0x30+0x10*int(a.QoS), i+1)
+			format := "%02x02%04x"
+			if fewUnread {
+				format = "%02x04%04x0000" // with the reason code, success, and no properties
+			}
+			fmt.Fprintf(&want, format, 0x30+0x10*int(a.QoS), i+1)
 			left--
 		}
 		acks = append(acks, a)

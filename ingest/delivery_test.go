@@ -19,7 +19,8 @@ func TestRedeliveryAfterALostConnection(t *testing.T) {
 		t.Run(fmt.Sprintf("QoS %d", qos), func(t *testing.T) {
 			broker := startMosquitto(t, "")
 			relay := startRelay(t, broker.addr())
-			r := newRig(t, func(cfg *Config) { cfg.QoS = qos }, relay.url())
+			// Acknowledgements in their long form are understood as well.
+			r := newRig(t, func(cfg *Config) { cfg.QoS, cfg.FewUnread = qos, true }, relay.url())
 			r.awaitState(StateSubscribed)
 			pub := newClient(t, broker.url(), "publisher")
 			for i := range 10 {

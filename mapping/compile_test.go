@@ -222,6 +222,27 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
+func TestNeedLedger(t *testing.T) {
+	keyed := RouteConfig{Name: "keyed", Topic: "a", Time: "$.t"}
+	for _, test := range []struct {
+		story  string
+		config RouteConfig
+		want   bool
+	}{
+		{"an event time", RouteConfig{Time: "$.t"}, false},
+		{"a key", RouteConfig{Key: "$.id"}, false},
+		{"nothing", RouteConfig{}, true},
+		{"a time, but no key wanted", RouteConfig{Time: "$.t", Key: "delivery"}, true},
+		{"a time that may fall back", RouteConfig{Time: "$.t ?? received_at"}, true},
+		{"a key beside it", RouteConfig{Time: "$.t ?? received_at", Key: "$.id"}, true},
+	} {
+		test.config.Name, test.config.Topic = "other", "b"
+		if got := mustCompile(t, keyed, test.config).NeedLedger(); got != test.want {
+			t.Errorf("%s: %t, want %t", test.story, got, test.want)
+		}
+	}
+}
+
 func TestParseRetention(t *testing.T) {
 	for text, want := range map[string]time.Duration{
 		"90d": 90 * 24 * time.Hour, "12w": 12 * 7 * 24 * time.Hour, "36h": 36 * time.Hour, "1w1d1h1m": 193*time.Hour + time.Minute,

@@ -1,5 +1,7 @@
 package mapping
 
+import "slices"
+
 // RouteConfig is one route as the operator wrote it: the values of BRIDGE_ROUTE_<NAME>_<SUFFIX>,
 // empty where unset. Compile gives the defaults.
 type RouteConfig struct {
@@ -141,6 +143,12 @@ func (r *Routes) ByName(name string) *Route {
 // Filters lists the topic filters to subscribe to, sorted: together they match what the routes
 // match, and none covers another, so that no message comes more often than it must.
 func (r *Routes) Filters() []string { return r.filters }
+
+// NeedLedger says whether there are rows that have nothing in them by which a second delivery could be told: those
+// of routes without a key, and those that may take the time of receipt for the event time.
+func (r *Routes) NeedLedger() bool {
+	return slices.ContainsFunc(r.routes, func(route *Route) bool { return !route.Keyed || route.time.reads(sourceReceivedAt) })
+}
 
 // Warnings lists, in plain sentences, what is allowed but may surprise: subscriptions that overlap,
 // filters and settings without effect, settings that lose data.

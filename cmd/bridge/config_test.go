@@ -273,21 +273,27 @@ func TestPoolIsLargeEnoughForEverySession(t *testing.T) {
 // A session reads two batches ahead, no less than a broker may send, no more than the ledger recognises.
 func TestMaxInFlight(t *testing.T) {
 	for _, tt := range []struct {
-		receiveMaximum, messages string
-		want                     int
+		receiveMaximum, messages, key string
+		want                          int
 	}{
-		{"2000", "1500", 3000},
-		{"4000", "1000", 4000},
-		{"20", "15", 30},
-		{"2000", "20000", store.LedgerWindow},
+		{"2000", "1500", "$.id", 3000},
+		{"4000", "1000", "$.id", 4000},
+		{"20", "15", "delivery", 30},
+		{"2000", "20000", "$.id", store.LedgerWindow},
+		{"2000", "20000", "delivery", mostAhead},
+		{"20000", "20000", "delivery", 20000},
 	} {
-		environment(t, "BRIDGE_MQTT_RECEIVE_MAXIMUM="+tt.receiveMaximum, "BRIDGE_BATCH_MAX_MESSAGES="+tt.messages)
+		environment(t, "BRIDGE_MQTT_RECEIVE_MAXIMUM="+tt.receiveMaximum, "BRIDGE_BATCH_MAX_MESSAGES="+tt.messages, "BRIDGE_ROUTES=r", "BRIDGE_ROUTE_R_TOPIC=r", "BRIDGE_ROUTE_R_KEY="+tt.key)
 		cfg, err := loadConfig()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := cfg.ingest(zap.NewNop()).MaxInFlight; got != tt.want {
-			t.Errorf("Receive Maximum %s, batches of %s: %d, want %d", tt.receiveMaximum, tt.messages, got, tt.want)
+		got := cfg.ingest(zap.NewNop())
+		if want := tt.key == "delivery"; got.FewUnread != want {
+			t.Errorf("key %s: few unread %t, want %t", tt.key, got.FewUnread, want)
+		}
+		if got := got.MaxInFlight; got != tt.want {
+			t.Errorf("Receive Maximum %s, batches of %s, key %s: %d, want %d", tt.receiveMaximum, tt.messages, tt.key, got, tt.want)
 		}
 	}
 }

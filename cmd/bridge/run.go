@@ -155,10 +155,18 @@ func (cfg *config) store(log *zap.Logger) store.Config {
 // fills up and is sorted out. A third one cost 5 MB and saved nothing.
 const batchesInFlight = 2
 
+// mostAhead is how many messages of a session are read ahead at most where rows need the ledger: with the
+// acknowledgements that a broker may leave unread, no more than it reaches back.
+const mostAhead = 15_000
+
 // maxInFlight is how many QoS 1 and 2 messages of a session are read and not yet acknowledged at most,
 // where a broker exceeds Receive Maximum. The ledger would not recognise more of them.
 func (cfg *config) maxInFlight() int {
-	return max(cfg.MQTT.ReceiveMaximum.value, min(batchesInFlight*cfg.Batch.MaxMessages.value, store.LedgerWindow))
+	most := store.LedgerWindow
+	if cfg.routes.NeedLedger() {
+		most = mostAhead
+	}
+	return max(cfg.MQTT.ReceiveMaximum.value, min(batchesInFlight*cfg.Batch.MaxMessages.value, most))
 }
 
 // ingest is the configuration of package ingest that the environment gives.
@@ -173,7 +181,7 @@ func (cfg *config) ingest(log *zap.Logger) ingest.Config {
 		CAFile: m.CAFile.value, CertFile: m.CertFile.value, KeyFile: m.KeyFile.value, ServerName: m.ServerName.value,
 		ShareName: shareName, Filters: cfg.routes.Filters(), QoS: byte(m.QoS.value),
 		KeepAlive: m.Keepalive.value, SessionExpiry: m.SessionExpiry.value,
-		ReceiveMaximum: uint16(m.ReceiveMaximum.value), MaxInFlight: cfg.maxInFlight(),
+		ReceiveMaximum: uint16(m.ReceiveMaximum.value), MaxInFlight: cfg.maxInFlight(), FewUnread: cfg.routes.NeedLedger(),
 		MaxMessageBytes: m.MaxMessageBytes.value, CommonSessions: m.CommonSessions.value == "on",
 		StatusTopic: m.StatusTopic.value, Behind: cfg.routes.Behind, Log: log,
 	}

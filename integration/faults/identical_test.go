@@ -5,6 +5,8 @@ package faults
 import (
 	"slices"
 	"time"
+
+	"github.com/mqttpg/bridge/integration/provider"
 )
 
 // identicalScenarios publish nothing but equal readings without id or time: only the delivery ledger
@@ -12,6 +14,23 @@ import (
 var identicalScenarios = []*scenario{
 	identical("200 000 identical", 200_000, 50),
 	identical("70 000 identical", 70_000, 20),
+	backlogged("a queue of 400 000 identical", 400_000, 8),
+	shortBacklog(),
+	qos2Backlog(),
+}
+
+func shortBacklog() *scenario {
+	sc := backlogged("a queue of 120 000 identical", 120_000, 2)
+	sc.short = true
+	return sc
+}
+
+// qos2Backlog has no more messages than there are packet identifiers: Mosquitto before 2.0.13 gives one to two messages
+// at once, and takes PUBREC for the second to be for the first.
+func qos2Backlog() *scenario {
+	sc := backlogged("a queue of 60 000 identical, QoS 2", 60_000, 4)
+	sc.qos, sc.env = 2, map[string]string{"BRIDGE_MQTT_QOS": "2"}
+	return sc
 }
 
 // identical publishes as fast as the broker takes it, and kills the bridge at least so many times
@@ -21,8 +40,7 @@ func identical(name string, messages, kills int) *scenario {
 	return &scenario{
 		name: name, kinds: func() []*kind { return []*kind{twins()} },
 		env:    map[string]string{"BRIDGE_BATCH_MAX_MESSAGES": "100", "BRIDGE_MQTT_RECEIVE_MAXIMUM": "200"},
-		broker: []string{"autosave_interval 3600"}, // it lives, and to save such a queue each second takes all its time
-		rate:   messages, limit: messages,
+		broker: unsaved, direct: true, rate: messages, limit: messages,
 		trouble: func(s *stage) {
 			bridge, killed := s.bridges[0], 0
 			for ; killed < 4*kills && s.number("select count(*)::int from twins") < messages; killed++ {
@@ -34,20 +52,71 @@ func identical(name string, messages, kills int) *scenario {
 				s.expire()
 				must(s.t, bridge.Start(s.ctx))
 				if s.rng.IntN(4) > 0 { // otherwise its time runs at once
-					// Not until it is ready: SUBACK stands behind all that the broker has queued.
-					s.until("the bridge has its session", func() bool { return s.owned(bridge) > 0 })
+					s.awaitSession(bridge)
 				}
 			}
-			s.ready(bridge)
+			s.awaitEnd(bridge)
 			if killed < kills {
 				s.t.Errorf("%d kills, expected %d", killed, kills)
 			}
 			s.factf("%d kills", killed)
 		},
-		after: func(s *stage) {
-			if k := s.load.kinds[0]; k.sent != messages || slices.Contains(k.acked, false) {
-				s.t.Errorf("%d published and not all acknowledged, expected %d", k.sent, messages)
-			}
-		},
+		after: allPublished(messages),
 	}
+}
+
+// unsaved is for a broker that lives: to save such a queue each second takes all its time.
+var unsaved = []string{"autosave_interval 3600"}
+
+func allPublished(messages int) func(s *stage) {
+	return func(s *stage) {
+		if k := s.load.kinds[0]; k.sent != messages || slices.Contains(k.acked, false) {
+			s.t.Errorf("%d published and not all acknowledged, expected %d", k.sent, messages)
+		}
+	}
+}
+
+// backlogged has a queue build up while the bridge is away, and kills it so many times while it works that off.
+// Mosquitto before 2.0.13 then sends all of it at once, and reads hardly an acknowledgement before it has: more
+// than half of the packet identifiers can be on their way again.
+func backlogged(name string, messages, kills int) *scenario {
+	return &scenario{
+		name: name, kinds: func() []*kind { return []*kind{twins()} },
+		broker: unsaved, direct: true, rate: messages, limit: messages,
+		trouble: func(s *stage) {
+			bridge := s.bridges[0]
+			s.terminate(bridge)
+			for s.loading() {
+				time.Sleep(20 * time.Millisecond)
+			}
+			for range kills {
+				must(s.t, bridge.Start(s.ctx))
+				s.awaitSession(bridge)
+				share := float64(messages/(kills+1)) * (0.25 + 1.5*s.rng.Float64())
+				s.until("the bridge has written its share", func() bool {
+					return s.metric(bridge, "bridge_messages_written_total") >= share || s.number("select count(*)::int from twins") >= messages
+				})
+				s.kill(bridge)
+				s.expire()
+			}
+			must(s.t, bridge.Start(s.ctx))
+			s.awaitEnd(bridge)
+			s.factf("%d kills", kills)
+		},
+		after: allPublished(messages),
+	}
+}
+
+// awaitSession waits until a bridge has the session. It may not be ready: SUBACK stands behind all that the broker
+// has to send again.
+func (s *stage) awaitSession(bridge *provider.Bridge) {
+	s.t.Helper()
+	s.until("the bridge has its session", func() bool { return s.owned(bridge) > 0 })
+}
+
+// awaitEnd waits until a bridge has been sent all that comes again. One without a session is ready as well.
+func (s *stage) awaitEnd(bridge *provider.Bridge) {
+	s.t.Helper()
+	s.awaitSession(bridge)
+	s.ready(bridge)
 }

@@ -24,6 +24,7 @@ type scenario struct {
 	short bool // it is on the short list
 
 	env      map[string]string   // of the bridges, beside the routes
+	direct   bool                // to the broker: a link holds acknowledgements of which the broker has read none
 	replicas int                 // bridges at the start; 0 is 1
 	broker   []string            // lines of mosquitto.conf
 	server   bool                // a database server of its own, which trouble may stop
@@ -113,6 +114,9 @@ func play(t *testing.T, sc *scenario, seed uint64, long bool, seconds int) resul
 	s.env = map[string]string{
 		"BRIDGE_MQTT_URLS":    "mqtt://" + s.brokerLink.address(),
 		"BRIDGE_DATABASE_URL": database.String(),
+	}
+	if sc.direct {
+		s.env["BRIDGE_MQTT_URLS"] = "mqtt://" + s.broker.Addr("")
 	}
 	maps.Copy(s.env, s.load.routes())
 	maps.Copy(s.env, sc.env)
