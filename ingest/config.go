@@ -57,14 +57,13 @@ type Config struct {
 
 	// MaxInFlight is how many QoS 1 and 2 messages of one connection may be delivered and not yet
 	// acknowledged before nothing more is read. It holds back a broker that exceeds Receive Maximum: what
-	// lies in the broker's queue costs nothing here. Less than ReceiveMaximum counts as ReceiveMaximum, so
-	// that a broker that keeps to it is never held back; 0: only Budget is a bound.
+	// lies in the broker's queue costs nothing here. With ReceiveMaximum or less, a broker that keeps to it is
+	// held back as well; 0: only Budget is a bound.
 	MaxInFlight int
 
-	// FewUnread keeps down how many acknowledgements are on their way to the broker and not read by it: they fill
-	// small buffers, and whoever acknowledges more waits. A broker that exceeds Receive Maximum may read none of
-	// them while it sends its whole queue; all that was acknowledged meanwhile comes again after a crash. What
-	// proxies hold between us and the broker is beyond it.
+	// FewUnread keeps down how many acknowledgements are on their way to a broker that exceeds Receive Maximum: each is
+	// made so long that few of them fill what lies between, and then Acknowledge waits. Such a broker may read none
+	// while it sends its whole queue, and all that was acknowledged meanwhile comes again after a crash.
 	FewUnread bool
 
 	// MaxMessageBytes is the greatest PUBLISH that is held whole, its topic and properties included; 0:
@@ -179,7 +178,7 @@ func (cfg *Config) maxInFlight() int64 {
 	if cfg.MaxInFlight <= 0 {
 		return math.MaxInt64
 	}
-	return int64(max(cfg.MaxInFlight, int(cfg.ReceiveMaximum)))
+	return int64(cfg.MaxInFlight)
 }
 
 // Subscriptions are the topic filters as the broker sees them.

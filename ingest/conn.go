@@ -12,6 +12,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,9 +34,13 @@ const (
 	// without a bound whoever writes would hang with it: the reader, the writer's loop, the pinger.
 	writeTimeout = 10 * time.Second
 
-	// unreadBytes is how much of what we write the kernel may keep (twice that, on Linux) where Config.FewUnread is
-	// set. It sends that much in a round trip at most, which on a loopback is plenty.
-	unreadBytes = 16 << 10
+	// heavyBytes is how long an acknowledgement is on a connection whose broker exceeds Receive Maximum, where
+	// Config.FewUnread is set: the buffers on the way hold the fewer. A User Property fills it up.
+	heavyBytes = 64
+	// heavyAtOnce is how many of these leave in one write, which may have to wait until the broker has read some.
+	heavyAtOnce = 256
+	// heavyBuffer is how much of them our own kernel keeps (twice that, on Linux).
+	heavyBuffer = 16 << 10
 
 	// lingerTimeout is how long the broker may take to close its side after our DISCONNECT.
 	lingerTimeout = time.Second
@@ -114,6 +119,7 @@ type conn struct {
 
 	writeMu sync.Mutex
 	out     []byte
+	heavy   bool // acknowledgements are; see weighs
 
 	// What the answer to a PINGREQ will confirm.
 	confirmMu  sync.Mutex
@@ -126,11 +132,6 @@ func newConn(s *Session, raw net.Conn) *conn {
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	c.gatherer = newGatherer(raw)
 	c.prompt = newPromptness(socket(raw))
-	if tcp, ok := socket(raw).(*net.TCPConn); ok && s.cfg.FewUnread {
-		if err := tcp.SetWriteBuffer(unreadBytes); err != nil {
-			s.log.Warn("more acknowledgements may be on their way to the broker than the delivery ledger reaches back", zap.Error(err))
-		}
-	}
 	c.reader = bufio.NewReaderSize(watchedReader{c}, readBufferSize)
 	switch raw.(type) {
 	case *tls.Conn, *webSocketConn:
@@ -651,8 +652,55 @@ func unexpected(err error) error {
 	return err
 }
 
-// acknowledge writes the acknowledgements that belong to this connection, all in one write.
+// acknowledge writes the acknowledgements that belong to this connection, all in one write unless they are heavy.
 func (c *conn) acknowledge(acks []Ack) error {
+	if !c.weighs() {
+		return c.writeAcks(acks, nil)
+	}
+	for some := range slices.Chunk(acks, heavyAtOnce) {
+		if err := c.writeAcks(some, weight); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// weighs says whether acknowledgements are heavy: from the first sign that the broker exceeds Receive Maximum, and from
+// the start where no sign would be seen. It may then read none while it sends its whole queue, and whatever the
+// kernels and proxies between us hold of them comes again after a crash. Only the writer's goroutine acknowledges.
+func (c *conn) weighs() bool {
+	cfg := &c.session.cfg
+	if !cfg.FewUnread || c.heavy {
+		return c.heavy
+	}
+	window := int64(cfg.ReceiveMaximum)
+	blind := cfg.QoS == 2 || cfg.maxInFlight() <= window // what PUBREC was sent for still counts in the broker's window
+	if !blind && c.inFlight.Used() <= window {
+		return false
+	}
+	c.heavy = true
+	if tcp, ok := socket(c.raw).(*net.TCPConn); ok {
+		if err := tcp.SetWriteBuffer(heavyBuffer); err != nil {
+			c.session.log.Warn("more acknowledgements than usual may be on their way to the broker", zap.Error(err))
+		}
+	}
+	return true
+}
+
+// weight is what follows the Packet Identifier of a heavy acknowledgement: the reason code success, and as the
+// only property a User Property that means nothing.
+var weight = func() []byte {
+	const name = "padding"
+	const rest = heavyBytes - 2 - 2 // after fixed header and Packet Identifier
+	const value = rest - 2 - 1 - 2 - len(name) - 2
+	w := append(make([]byte, 0, rest), packets.PubackSuccess, rest-2 /* Property Length */, packets.PropUser)
+	w = append(binary.BigEndian.AppendUint16(w, uint16(len(name))), name...)
+	return append(binary.BigEndian.AppendUint16(w, uint16(value)), bytes.Repeat([]byte{'-'}, value)...)
+}()
+
+// writeAcks writes those of the acknowledgements that belong to this connection, with what follows the Packet
+// Identifier; nothing means success (section 3.4.2.1).
+func (c *conn) writeAcks(acks []Ack, rest []byte) error {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
 	generation := c.generation.Load()
@@ -667,11 +715,8 @@ func (c *conn) acknowledge(acks []Ack) error {
 		if a.QoS == 2 {
 			kind = packets.PUBREC << 4
 		}
-		if c.session.cfg.FewUnread { // fewer of the long form fit into the buffers between us and the broker
-			c.out = append(c.out, kind, 4, byte(a.PacketID>>8), byte(a.PacketID), packets.PubackSuccess, 0)
-		} else { // section 3.4.2.1: success and no properties may be left out
-			c.out = append(c.out, kind, 2, byte(a.PacketID>>8), byte(a.PacketID))
-		}
+		c.out = append(c.out, kind, byte(2+len(rest)), byte(a.PacketID>>8), byte(a.PacketID))
+		c.out = append(c.out, rest...)
 	}
 	// Before they are written: the broker may send as many more once it has them (section 4.9).
 	c.inFlight.Release(settled)

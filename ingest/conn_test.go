@@ -250,13 +250,7 @@ func TestConnNotesServerDisconnect(t *testing.T) {
 }
 
 func TestAcknowledgementsLeaveInOneWrite(t *testing.T) {
-	for _, fewUnread := range []bool{false, true} {
-		t.Run(fmt.Sprintf("few unread %t", fewUnread), func(t *testing.T) { acknowledgeInOneWrite(t, fewUnread) })
-	}
-}
-
-func acknowledgeInOneWrite(t *testing.T, fewUnread bool) {
-	r := newIdleRig(t, func(cfg *Config) { cfg.FewUnread = fewUnread }, "mqtt://test")
+	r := newIdleRig(t, nil, "mqtt://test")
 	c, raw, _, _ := feed(t, r, nil, unhex(t, connack))
 	// feed has read to the end; a connection that goes on is needed
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
@@ -270,11 +264,7 @@ func acknowledgeInOneWrite(t *testing.T, fewUnread bool) {
 		if i%7 == 0 {
 			a.Connection = 0 // a connection that was
 		} else if a.QoS > 0 {
-			format := "%02x02%04x"
-			if fewUnread {
-				format = "%02x04%04x0000" // with the reason code, success, and no properties
-			}
-			fmt.Fprintf(&want, format, 0x30+0x10*int(a.QoS), i+1)
+			fmt.Fprintf(&want, "%02x02%04x", 0x30+0x10*int(a.QoS), i+1)
 			left--
 		}
 		acks = append(acks, a)
@@ -290,6 +280,71 @@ func acknowledgeInOneWrite(t *testing.T, fewUnread bool) {
 	}
 	if err := r.session.Acknowledge([]Ack{{Connection: 2, PacketID: 1, QoS: 1}}); err != nil || raw.writes != 1 {
 		t.Errorf("a stale acknowledgement: err %v, %d writes", err, raw.writes)
+	}
+}
+
+// A broker that exceeds Receive Maximum gets long acknowledgements where the ledger is needed, and nobody else.
+func TestHeavyAcknowledgements(t *testing.T) {
+	for _, tt := range []struct {
+		name      string
+		fewUnread bool
+		inFlight  int64
+		most      int
+		qos       byte
+		want      bool
+	}{
+		{"the broker keeps to Receive Maximum", true, 2000, 15000, 1, false},
+		{"it exceeds Receive Maximum", true, 2001, 15000, 1, true},
+		{"it does, and rows have keys", false, 2001, 15000, 1, false},
+		{"it could not be seen", true, 2000, 2000, 1, true},
+		{"nor with QoS 2", true, 2000, 15000, 2, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newIdleRig(t, func(cfg *Config) {
+				cfg.FewUnread, cfg.ReceiveMaximum, cfg.MaxInFlight, cfg.QoS = tt.fewUnread, 2000, tt.most, tt.qos
+			}, "mqtt://test")
+			c, raw, _, _ := feed(t, r, nil, unhex(t, connack))
+			c.ctx, c.cancel = context.WithCancelCause(context.Background()) // feed has read to the end
+			defer c.cancel(nil)
+			c.inFlight.Charge(tt.inFlight)
+			// What is in flight next is no more than Receive Maximum, and the acknowledgements stay as they are.
+			for batch := range 2 {
+				var acks []Ack
+				for i := range 1000 {
+					acks = append(acks, Ack{Connection: 1, PacketID: uint16(1000*batch + i + 1), QoS: byte(1 + i%2)})
+				}
+				if err := r.session.Acknowledge(acks); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := c.inFlight.Used(); got != tt.inFlight-2000 {
+				t.Errorf("%d in flight", got)
+			}
+			size := 4
+			if tt.want {
+				size = heavyBytes
+			}
+			if n := raw.out.Len(); n != 2000*size {
+				t.Fatalf("%d bytes, want %d", n, 2000*size)
+			}
+			for i := range 2000 {
+				packet, err := packets.ReadPacket(&raw.out)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var id uint16
+				var code byte
+				switch p := packet.Content.(type) {
+				case *packets.Puback:
+					id, code = p.PacketID, p.ReasonCode
+				case *packets.Pubrec:
+					id, code = p.PacketID, p.ReasonCode
+				}
+				if packet.Type != packets.PUBACK+byte(i%2) || int(id) != i+1 || code != packets.PubackSuccess {
+					t.Fatalf("acknowledgement %d: type %d, packet identifier %d, code %d", i, packet.Type, id, code)
+				}
+			}
+		})
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"math/rand/v2"
 	"net"
 	"strings"
@@ -359,21 +358,6 @@ func TestMaxInFlight(t *testing.T) {
 		eventually(t, "as many again", func() bool { return len(r.withQoS()) == 2*limit })
 		held(t, r, 2*limit)
 	})
-}
-
-func TestMaxInFlightIsNoLessThanReceiveMaximum(t *testing.T) {
-	for _, tt := range []struct {
-		receiveMaximum uint16
-		maxInFlight    int
-		want           int64
-	}{
-		{2000, 3000, 3000}, {2000, 2000, 2000}, {2000, 1, 2000}, {65535, 3000, 65535}, {2000, 0, math.MaxInt64},
-	} {
-		cfg := Config{ReceiveMaximum: tt.receiveMaximum, MaxInFlight: tt.maxInFlight}
-		if got := cfg.maxInFlight(); got != tt.want {
-			t.Errorf("%d with Receive Maximum %d counts as %d, want %d", tt.maxInFlight, tt.receiveMaximum, got, tt.want)
-		}
-	}
 }
 
 // overrunner is a broker that accepts a session and sends whatever it likes.

@@ -19,8 +19,7 @@ func TestRedeliveryAfterALostConnection(t *testing.T) {
 		t.Run(fmt.Sprintf("QoS %d", qos), func(t *testing.T) {
 			broker := startMosquitto(t, "")
 			relay := startRelay(t, broker.addr())
-			// Acknowledgements in their long form are understood as well.
-			r := newRig(t, func(cfg *Config) { cfg.QoS, cfg.FewUnread = qos, true }, relay.url())
+			r := newRig(t, func(cfg *Config) { cfg.QoS = qos }, relay.url())
 			r.awaitState(StateSubscribed)
 			pub := newClient(t, broker.url(), "publisher")
 			for i := range 10 {

@@ -189,7 +189,7 @@ var mosquittoFaults = []fault{
 	}},
 	{0, 12, false, Finding{
 		SeverityWarning, "Mosquitto before 2.0.13 sends more than the Receive Maximum allows when a queue has built up",
-		"the bridge reads no further than it can commit, and the rest waits in the connection; after a crash through a proxy more can come again than the delivery ledger recognises, which makes rows too many on routes without a key", upgrade,
+		"the bridge reads no further than it can commit, and the rest waits in the connection; routes without a key are slower meanwhile, and where a proxy or large buffers lie between, a crash can write their rows twice", upgrade,
 	}},
 	{0, 12, true, Finding{
 		SeverityInfo, "Mosquitto before 2.0.13 sends retained messages to shared subscriptions, against the standard",

@@ -15,17 +15,12 @@ import (
 )
 
 const (
-	// LedgerWindow is how many deliveries the ledger looks back at least, and the greatest Receive Maximum. It must be at least as many as can be
+	// LedgerWindow is how many deliveries the ledger looks back, and the greatest Receive Maximum. It must be at least as many as can be
 	// unacknowledged, or a redelivery would be written twice; and together with those less than the
 	// 65535 packet identifiers there are, or an identifier that has come round again would pass for a
 	// redelivery and an identical reading would be lost. Half of the identifiers serves every Receive
 	// Maximum up to 32767.
 	LedgerWindow = 32767
-
-	// ledgerReach is how many deliveries the ledger looks back where it holds every packet identifier since, so that
-	// one of them stands for a single delivery. Brokers that exceed Receive Maximum leave more than LedgerWindow
-	// acknowledgements unread. The other identifiers are ahead, for what the broker may have thrown away.
-	ledgerReach = maxPacketID - maxPacketID/8
 
 	// pruneEvery is after how many batches old rows are deleted. The rows in between cost nothing but
 	// space.
@@ -59,8 +54,6 @@ type ledger struct {
 	connections int64  // begun by earlier owners: Entry.Attempt counts from there
 	sighted     int64  // the connection that brought the last delivery without DUP
 	confirmed   uint64 // the broker has seen the acknowledgements of deliveries up to this number
-	repeated    uint64 // the last delivery that came again,
-	repeatedOn  int64  // and the connection it came on
 	last        uint16 // the packet identifier ahead of all others; 0: none
 	reuses      bool   // the broker does not use packet identifiers in sequence
 	fresh       uint16 // the packet identifier of the last delivery without DUP to this process; 0: none
@@ -89,7 +82,10 @@ func newLedger() *ledger {
 func (l *ledger) redelivery(e *Entry, hash uint64, r *record) bool {
 	known := l.seen[e.PacketID]
 	connection := l.connections + int64(e.Attempt)
-	if e.Dup && known.number != 0 && known.hash == hash && l.reaches(e.PacketID, known.number, connection) {
+	// An identifier ahead of the last one is on its way to a new message: it stood for another one before, and
+	// has come round within the window because the broker threw messages away, with their identifiers.
+	behind := l.reuses || !ahead(l.last, e.PacketID)
+	if e.Dup && behind && known.number != 0 && known.hash == hash && l.next-known.number <= LedgerWindow {
 		switch {
 		case l.reuses:
 			// An identifier that was acknowledged may stand for another message at once. What is in this
@@ -99,7 +95,6 @@ func (l *ledger) redelivery(e *Entry, hash uint64, r *record) bool {
 				return true
 			}
 		case known.number > l.confirmed:
-			l.repeated, l.repeatedOn = known.number, connection
 			e.Number = known.number
 			return true
 		case connection-l.sighted <= 1:
@@ -117,20 +112,6 @@ func (l *ledger) redelivery(e *Entry, hash uint64, r *record) bool {
 	}
 	e.Number = l.note(e.PacketID, hash, r)
 	return false
-}
-
-// reaches says whether the delivery with a number may be the one that its packet identifier stands for.
-func (l *ledger) reaches(packetID uint16, number uint64, connection int64) bool {
-	if back := l.next - number; back > LedgerWindow {
-		// No identifier was left out since then. If this were another message, the broker would have thrown away all
-		// that are ahead, an eighth of them at least, and read many acknowledgements without a word. What it had not
-		// read comes first, in the order it was sent in [MQTT-4.6.0-1].
-		return !l.reuses && number > l.confirmed && back <= ledgerReach && back == uint64(steps(packetID, l.last))+1 &&
-			(connection != l.repeatedOn || number > l.repeated)
-	}
-	// An identifier ahead of the last one is on its way to a new message: it stood for another one before, and
-	// has come round within the window because the broker threw messages away, with their identifiers.
-	return l.reuses || !ahead(l.last, packetID)
 }
 
 // watch sees from a delivery without DUP whether the broker goes on with its packet identifiers.
@@ -195,12 +176,9 @@ const maxPacketID = 65535
 // 1 follows 65535. Half of them count as ahead. A broker that went back further than that does no
 // harm: an identifier comes round again when its old delivery has left the window.
 func ahead(a, b uint16) bool {
-	distance := steps(a, b)
+	distance := (int(b) - int(a) + maxPacketID) % maxPacketID
 	return distance > 0 && distance <= maxPacketID/2
 }
-
-// steps is how often packet identifier a has to be counted up to come to b.
-func steps(a, b uint16) int { return (int(b) - int(a) + maxPacketID) % maxPacketID }
 
 // arrive begins a new incarnation when the broker has lost the session since the last entry, or when
 // this is another broker than the one that the last owner of the session was connected to.
@@ -309,11 +287,11 @@ func ofSession(lease *Lease, more ...int64) ([][]byte, []uint32) {
 // incarnation when it is new.
 func (r *record) keeping(schema string, lease *Lease) []*statement {
 	var list []*statement
-	// A row is needed as long as its last delivery is within reach; the batch that follows it begins
-	// one later, so the rows before the last one that begins beyond can go.
-	if beyond := int64(r.first) - ledgerReach; r.batch%pruneEvery == 0 && beyond > 0 {
+	// A row is needed as long as its last delivery is in the window; the batch that follows it begins
+	// one later, so the rows before the last one that begins outside can go.
+	if outside := int64(r.first) - LedgerWindow; r.batch%pruneEvery == 0 && outside > 0 {
 		table := pgx.Identifier{schema, "deliveries"}.Sanitize()
-		params, oids := ofSession(lease, beyond)
+		params, oids := ofSession(lease, outside)
 		list = append(list, &statement{
 			sql: "delete from " + table + " where share_name = $1 and index = $2 and first < $3" +
 				" and batch < (select max(batch) from " + table + " where share_name = $1 and index = $2 and first <= $3)",

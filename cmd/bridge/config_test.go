@@ -277,11 +277,12 @@ func TestMaxInFlight(t *testing.T) {
 		want                          int
 	}{
 		{"2000", "1500", "$.id", 3000},
-		{"4000", "1000", "$.id", 4000},
+		{"4000", "1000", "$.id", 4001},
 		{"20", "15", "delivery", 30},
 		{"2000", "20000", "$.id", store.LedgerWindow},
 		{"2000", "20000", "delivery", mostAhead},
-		{"20000", "20000", "delivery", 20000},
+		{"32767", "100", "$.id", store.LedgerWindow},
+		{"32767", "100", "delivery", mostAhead},
 	} {
 		environment(t, "BRIDGE_MQTT_RECEIVE_MAXIMUM="+tt.receiveMaximum, "BRIDGE_BATCH_MAX_MESSAGES="+tt.messages, "BRIDGE_ROUTES=r", "BRIDGE_ROUTE_R_TOPIC=r", "BRIDGE_ROUTE_R_KEY="+tt.key)
 		cfg, err := loadConfig()

@@ -155,18 +155,18 @@ func (cfg *config) store(log *zap.Logger) store.Config {
 // fills up and is sorted out. A third one cost 5 MB and saved nothing.
 const batchesInFlight = 2
 
-// mostAhead is how many messages of a session are read ahead at most where rows need the ledger: with the
-// acknowledgements that a broker may leave unread, no more than it reaches back.
-const mostAhead = 15_000
+// mostAhead is how many messages of a session are read and not yet acknowledged at most where rows need the ledger:
+// with the acknowledgements that are on their way, no more than it recognises.
+const mostAhead = 16_000
 
-// maxInFlight is how many QoS 1 and 2 messages of a session are read and not yet acknowledged at most,
-// where a broker exceeds Receive Maximum. The ledger would not recognise more of them.
+// maxInFlight is how many QoS 1 and 2 messages of a session are read and not yet acknowledged at most: one more than
+// a broker may send, so that it is seen whether one exceeds Receive Maximum, and no more than the ledger recognises.
 func (cfg *config) maxInFlight() int {
 	most := store.LedgerWindow
 	if cfg.routes.NeedLedger() {
 		most = mostAhead
 	}
-	return max(cfg.MQTT.ReceiveMaximum.value, min(batchesInFlight*cfg.Batch.MaxMessages.value, most))
+	return min(max(cfg.MQTT.ReceiveMaximum.value+1, batchesInFlight*cfg.Batch.MaxMessages.value), most)
 }
 
 // ingest is the configuration of package ingest that the environment gives.

@@ -205,7 +205,8 @@ func (m *matrix) document() string {
 	return `# The fault matrix
 
 Written by ` + "`make faults`" + `; do not edit. Every scenario runs the real bridge between a real broker and a real
-database, with toxiproxy on both links, and publishes at QoS 1 straight to the broker. All kinds of messages
+database, with toxiproxy on both links, and publishes at QoS 1 straight to the broker. (Those of identical messages have
+no link to the broker, for it would hold [acknowledgements](decisions/0005-delivery-ledger.md).) All kinds of messages
 run at once: equal to the byte without id and time, distinct without id and time, with an id, with an event
 time, with three rows a message, plain text, and now and then a broken one, which must become exactly one dead
 letter. Afterwards the tables are compared with what the broker had acknowledged to the publisher, message by message.
