@@ -119,7 +119,8 @@ type conn struct {
 
 	writeMu sync.Mutex
 	out     []byte
-	heavy   bool // acknowledgements are; see weighs
+
+	heavy bool // acknowledgements are, see weighs; of the goroutine that acknowledges
 
 	// What the answer to a PINGREQ will confirm.
 	confirmMu  sync.Mutex
