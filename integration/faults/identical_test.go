@@ -15,14 +15,9 @@ var identicalScenarios = []*scenario{
 	identical("200 000 identical", 200_000, 50),
 	identical("70 000 identical", 70_000, 20),
 	backlogged("a queue of 400 000 identical", 400_000, 8),
-	shortBacklog(),
+	// Not on the short list, which a build machine plays with containers: an engine's proxy holds acknowledgements.
+	backlogged("a queue of 120 000 identical", 120_000, 2),
 	qos2Backlog(),
-}
-
-func shortBacklog() *scenario {
-	sc := backlogged("a queue of 120 000 identical", 120_000, 2)
-	sc.short = true
-	return sc
 }
 
 // qos2Backlog has no more messages than there are packet identifiers: Mosquitto before 2.0.13 gives one to two messages
