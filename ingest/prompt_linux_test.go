@@ -12,15 +12,20 @@ import (
 // acknowledgesAtOnce says whether the kernel sends its next TCP acknowledgement without waiting for our own bytes.
 func acknowledgesAtOnce(t *testing.T, c *net.TCPConn) bool {
 	t.Helper()
+	return socketOption(t, c, syscall.IPPROTO_TCP, syscall.TCP_QUICKACK) == 1
+}
+
+func socketOption(t *testing.T, c *net.TCPConn, level, option int) int {
+	t.Helper()
 	n := 0
 	raw, err := c.SyscallConn()
 	if err == nil {
-		_ = raw.Control(func(fd uintptr) { n, err = syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_QUICKACK) })
+		_ = raw.Control(func(fd uintptr) { n, err = syscall.GetsockoptInt(int(fd), level, option) })
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	return n == 1
+	return n
 }
 
 // dialogue has the kernel see that we answer what we read, so that it saves acknowledgements for our answers.

@@ -29,13 +29,5 @@ func TestHeavyAcknowledgementsDoNotGather(t *testing.T) {
 // sendBuffer is what the kernel keeps at most of what we write.
 func sendBuffer(t *testing.T, c *net.TCPConn) int {
 	t.Helper()
-	n := 0
-	raw, err := c.SyscallConn()
-	if err == nil {
-		_ = raw.Control(func(fd uintptr) { n, err = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_SNDBUF) })
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
+	return socketOption(t, c, syscall.SOL_SOCKET, syscall.SO_SNDBUF)
 }
