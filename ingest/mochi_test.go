@@ -105,6 +105,7 @@ type relay struct {
 	t        *testing.T
 	listener net.Listener
 	target   string
+	pass     func(client io.Writer, broker io.Reader) error // what the broker says, until its end
 
 	mu    sync.Mutex
 	count int
@@ -114,11 +115,20 @@ type relay struct {
 
 func startRelay(t *testing.T, target string) *relay {
 	t.Helper()
+	return startRelayThat(t, target, func(client io.Writer, broker io.Reader) error {
+		_, err := io.Copy(client, broker)
+		return err
+	})
+}
+
+// startRelayThat passes on what pass makes of the broker's words.
+func startRelayThat(t *testing.T, target string, pass func(client io.Writer, broker io.Reader) error) *relay {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &relay{t: t, listener: l, target: target}
+	r := &relay{t: t, listener: l, target: target, pass: pass}
 	r.wg.Go(r.serve)
 	t.Cleanup(func() {
 		l.Close()
@@ -147,13 +157,18 @@ func (r *relay) serve() {
 		r.mu.Lock()
 		r.conns = append(r.conns, in, out)
 		r.mu.Unlock()
-		pipe := func(dst, src net.Conn) {
-			_, _ = io.Copy(dst, src)
-			dst.Close()
-			src.Close()
+		end := func() {
+			in.Close()
+			out.Close()
 		}
-		r.wg.Go(func() { pipe(out, in) })
-		r.wg.Go(func() { pipe(in, out) })
+		r.wg.Go(func() {
+			defer end()
+			_, _ = io.Copy(out, in)
+		})
+		r.wg.Go(func() {
+			defer end()
+			_ = r.pass(in, out) // any error is the end of the connection
+		})
 	}
 }
 

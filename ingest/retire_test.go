@@ -95,6 +95,7 @@ func TestEnd(t *testing.T) {
 // after a takeover, and does when it can.
 func TestContestedSession(t *testing.T) {
 	broker := startMosquitto(t, "")
+	relay := startRelayThat(t, broker.addr(), withoutDisconnect) // a reason code would make it wait for up to a minute
 	var confirmed atomic.Bool
 	var asked atomic.Int64
 	r := newRig(t, func(cfg *Config) {
@@ -105,7 +106,7 @@ func TestContestedSession(t *testing.T) {
 			}
 			return errors.New("the lease is in doubt")
 		}
-	}, broker.url())
+	}, relay.url())
 	r.awaitState(StateSubscribed)
 	if asked.Load() != 0 {
 		t.Error("asked before the first connection")

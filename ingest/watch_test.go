@@ -126,8 +126,10 @@ func TestWatchSeesDroppedMessages(t *testing.T) {
 	for range 100 {
 		pub.publish("t/x", "1", 1)
 	}
-	// 5 are in flight and 10 queued; the watch's own messages are QoS 0 and never queued.
-	r.await("all drops", func(st WatchStatus) bool { return st.Dropped >= 85 && st.DroppedSeen == st.Dropped })
+	// 5 are in flight and 10 or, with newer ones, 15 queued; the watch's own messages are QoS 0 and never queued.
+	r.await("all drops", func(st WatchStatus) bool {
+		return (st.Dropped == 80 || st.Dropped >= 85) && st.DroppedSeen == st.Dropped
+	})
 	st := r.Status()
 	if time.Since(st.LastDrop) > time.Minute {
 		t.Errorf("last drop at %v", st.LastDrop)
@@ -143,7 +145,7 @@ func TestWatchSeesDroppedMessages(t *testing.T) {
 		t.Error("the log names no fault of this version")
 	}
 	r.end()
-	eventually(t, "a clean end", func() bool { return strings.Contains(broker.log.String(), "Client "+testWatchID+" disconnected.") })
+	eventually(t, "a clean end", func() bool { return strings.Contains(broker.log.String(), "Received DISCONNECT from "+testWatchID+"\n") })
 }
 
 // A restart of the broker neither ends the watch nor makes drops of it.

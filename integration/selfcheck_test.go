@@ -126,7 +126,7 @@ func TestBrokerDropsMessages(t *testing.T) {
 		t.Errorf("after the outage the status is %s", c.Status)
 	}
 	terminate(t, bridge)
-	if logs := s.broker.Logs(t.Context()); !strings.Contains(logs, "Client "+c.Delivery.Watch.ClientID+" disconnected.") {
+	if logs := s.broker.Logs(t.Context()); !strings.Contains(logs, "Received DISCONNECT from "+c.Delivery.Watch.ClientID+"\n") {
 		t.Error("the connection that reads $SYS was not ended cleanly")
 	}
 }

@@ -99,7 +99,7 @@ func startSecuredBroker(t *testing.T, c certificates) *provider.Broker {
 	}
 	websockets := []string{"protocol websockets"}
 	return provider.StartBroker(t, provider.BrokerConfig{
-		Conf: []string{"per_listener_settings true", "allow_anonymous false"}, // in this order, Mosquitto insists
+		Conf: []string{"per_listener_settings true"},
 		Listeners: map[string][]string{
 			"":      {"allow_anonymous true"},
 			"mqtt":  login,

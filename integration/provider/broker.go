@@ -183,6 +183,9 @@ func brokerConf(config BrokerConfig, ports map[string]int, bind, dir, dataDir, a
 	for _, line := range config.Conf {
 		own[setting(line)] = true
 	}
+	if own["per_listener_settings"] {
+		own["allow_anonymous"] = true // belongs to each listener then
+	}
 	var out strings.Builder
 	write := func(line string) { out.WriteString(strings.ReplaceAll(line, "{dir}", dir) + "\n") }
 	for _, line := range defaults {
