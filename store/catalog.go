@@ -29,6 +29,7 @@ type catalogTable struct {
 	partitioned bool // by range over the column time alone
 	writable    bool // the role may insert
 	owned       bool // the role may change the table
+	deletable   bool // the role may delete rows
 	copied      bool // COPY does what an insert does
 	triggers    bool // a trigger runs before the insert of a row
 	columns     map[string]catalogColumn
@@ -61,6 +62,7 @@ func inspect(ctx context.Context, db querier, t *mapping.Table) (*catalogTable, 
 	err := db.QueryRow(ctx, `
 		select c.oid, n.nspname::text, c.relname::text, c.relkind::text,
 		       has_table_privilege(c.oid, 'insert') or has_any_column_privilege(c.oid, 'insert'), pg_has_role(c.relowner, 'usage'),
+		       has_table_privilege(c.oid, 'delete'),
 		       coalesce(p.partstrat = 'r' and p.partnatts = 1 and
 		                (select a.attname from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum = p.partattrs[0]) = 'time', false),
 		       c.relkind in ('r', 'p') and not row_security_active(c.oid) and
@@ -70,7 +72,7 @@ func inspect(ctx context.Context, db querier, t *mapping.Table) (*catalogTable, 
 		left join pg_catalog.pg_partitioned_table p on p.partrelid = c.oid
 		cross join lateral (`+partitionTree+`) tree
 		where c.oid = pg_catalog.to_regclass($1)`, tableIdentifier(t).Sanitize()).
-		Scan(&c.oid, &c.schema, &c.name, &kind, &insert, &c.owned, &c.partitioned, &c.copied, &c.triggers)
+		Scan(&c.oid, &c.schema, &c.name, &kind, &insert, &c.owned, &c.deletable, &c.partitioned, &c.copied, &c.triggers)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil
 	}
@@ -225,6 +227,10 @@ func (c *catalogTable) warnings(route *mapping.Route) []string {
 	}
 	if t.Partition != mapping.PartitionNone && t.Partition != "" && !c.partitioned {
 		w = append(w, fmt.Sprintf("table %s is not partitioned by range of time: no partitions are made, retention deletes row by row", tableName(t)))
+	}
+	if t.Retention > 0 && !c.partitioned && !c.deletable {
+		w = append(w, fmt.Sprintf("table %s: the role may not delete rows, so RETENTION removes none: grant delete on %s to the role, or let bridge migrate --tables do it as a role that may",
+			tableName(t), c.identifier().Sanitize()))
 	}
 	return w
 }

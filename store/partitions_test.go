@@ -306,3 +306,44 @@ func TestPartitionsWithoutPrivilege(t *testing.T) {
 	l.flush()
 	l.want("telemetry", 1, 1, 0, 0)
 }
+
+// TestRetentionWithoutPrivilege: the operator is told as soon as something is too old, and that all is well again.
+func TestRetentionWithoutPrivilege(t *testing.T) {
+	t.Parallel()
+	for _, partition := range []string{"none", "day"} {
+		t.Run(partition, func(t *testing.T) {
+			t.Parallel()
+			url, pool := newDatabase(t)
+			config := telemetry
+			config.Partition = partition
+			ensure(t, NewTables(pool, impatient(t), compile(t, config)))
+			role, restricted := newRole(t, url, pool)
+			execute(t, pool, `grant usage on schema bridge to `+role+`; grant insert, select on all tables in schema bridge, public to `+role)
+			tables := NewTables(restricted, impatient(t), compile(t, config))
+			tables.routes.All()[0].Table.Retention = 240 * time.Hour
+			ensure(t, tables)
+			warning := func() bool {
+				return slices.ContainsFunc(tables.Warnings()["telemetry"], func(w string) bool {
+					return strings.Contains(w, "rows older than RETENTION are not removed") && strings.Contains(w, "permission denied")
+				})
+			}
+			maintain := func(want bool) {
+				t.Helper()
+				if err := tables.maintain(context.Background()); (err != nil) != want {
+					t.Errorf("error %v", err)
+				}
+				if warning() != want {
+					t.Errorf("warnings %q", tables.Warnings())
+				}
+			}
+			maintain(false)
+			execute(t, pool, `insert into telemetry (device_id, "time", message_id, received_at, topic) values ('a', now() - interval '11 days', gen_random_uuid(), now(), 't')`)
+			maintain(true)
+			execute(t, pool, `grant delete on all tables in schema public to `+role)
+			maintain(false)
+			if n := value[int](t, pool, `select count(*)::int from telemetry`); n != 0 {
+				t.Errorf("%d rows left", n)
+			}
+		})
+	}
+}

@@ -41,11 +41,12 @@ type tableState struct {
 
 	// The rest is under Tables.mu.
 
-	plan     *plan  // nil: has to be looked at before the next insert
-	place    string // the table with its schema; empty: not looked at yet
-	warnings []string
-	unmade   string // why partitions are not made; empty: they are
-	due      bool   // they should be looked at soon
+	plan      *plan  // nil: has to be looked at before the next insert
+	place     string // the table with its schema; empty: not looked at yet
+	warnings  []string
+	unmade    string // why partitions are not made; empty: they are
+	due       bool   // they should be looked at soon
+	unexpired string // why rows that retention lets go are still there; empty: they are gone
 
 	reason       string // why the route fails; empty: it does not
 	failingSince time.Time
@@ -141,6 +142,9 @@ func (t *Tables) Warnings() map[string][]string {
 		}
 		if s.unmade != "" {
 			all[route.Name] = append(all[route.Name], "partitions are not made: "+s.unmade)
+		}
+		if s.unexpired != "" {
+			all[route.Name] = append(all[route.Name], "rows older than RETENTION are not removed: "+s.unexpired)
 		}
 	}
 	return all
@@ -597,9 +601,10 @@ func (t *Tables) maintain(ctx context.Context) error {
 		if err == nil && found != nil {
 			i := slices.IndexFunc(seen, func(e expiring) bool { return e.table.oid == found.oid })
 			if i < 0 {
-				seen = append(seen, expiring{found, retention[name]})
+				seen = append(seen, expiring{found, retention[name], []string{name}})
 			} else { // t and public.t
 				seen[i].retention = longer(seen[i].retention, retention[name])
+				seen[i].names = append(seen[i].names, name)
 			}
 			unmade := t.makePartitions(ctx, tables[name], found)
 			t.mu.Lock()
@@ -629,17 +634,35 @@ func (t *Tables) maintain(ctx context.Context) error {
 		if unseen[e.table.name] {
 			continue // it may be this table by another name, of a route that keeps more
 		}
-		if err := t.expire(ctx, e.table, e.retention); err != nil {
+		err := t.expire(ctx, e.table, e.retention)
+		if err != nil {
 			errs = append(errs, fmt.Errorf("maintain table %s.%s: %w", e.table.schema, e.table.name, err))
 		}
+		t.expired(e, err)
 	}
 	return errors.Join(errs...)
 }
 
-// expiring is a table, by whatever name, and how long its rows are kept.
+// expiring is a table and how long its rows are kept.
 type expiring struct {
 	table     *catalogTable
 	retention time.Duration
+	names     []string // by which routes call it
+}
+
+// expired notes whether what is too old is gone.
+func (t *Tables) expired(e expiring, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for route, s := range t.states {
+		if !slices.Contains(e.names, tableName(&route.Table)) {
+			continue
+		}
+		s.unexpired = ""
+		if err != nil {
+			s.unexpired = err.Error()
+		}
+	}
 }
 
 // longer is the retention that keeps what any of two wants kept. 0 is for ever.

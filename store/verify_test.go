@@ -105,6 +105,29 @@ func TestVerifyAgreesWithEnsure(t *testing.T) {
 	}
 }
 
+// TestVerifyTellsThatRetentionCannotDelete before rows are too old.
+func TestVerifyTellsThatRetentionCannotDelete(t *testing.T) {
+	t.Parallel()
+	url, owner := newDatabase(t)
+	config := telemetry
+	config.Partition = "none"
+	execute(t, owner, strings.Join(DDL(&compile(t, config).All()[0].Table), ";")+"; revoke create on schema public from public")
+	role, pool := newRole(t, url, owner)
+	execute(t, owner, "grant usage on schema bridge to "+role+"; grant select, insert on all tables in schema public to "+role)
+	const warning = "the role may not delete rows, so RETENTION removes none: grant delete"
+	told := func(retention string) bool {
+		config.Partition, config.Retention = "day", retention
+		return strings.Contains(strings.Join(looked(t, pool, "bridge", config).Warnings, "\n"), warning)
+	}
+	if told("") || !told("30d") {
+		t.Error("without retention it is told, or with it is not")
+	}
+	execute(t, owner, "grant delete on all tables in schema public to "+role)
+	if told("30d") {
+		t.Error("it is told though the role may delete")
+	}
+}
+
 // TestVerifyTellsThePlace: search_path leads to the role's own schema where there is one, and a
 // schema that the migrations make under the role's name is one soon.
 func TestVerifyTellsThePlace(t *testing.T) {

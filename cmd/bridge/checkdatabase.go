@@ -167,7 +167,7 @@ func (cfg *config) checkTable(ctx context.Context, conn *pgx.Conn, route *mappin
 	}
 	elsewhere := cfg.Migrate.value == "off" // somebody else makes the tables, and their partitions
 	if r.Foreign && !elsewhere {
-		found.warnf("route %s: partitions are not made: table %s belongs to another role", route.Name, r.Table)
+		found.warnf("route %s: partitions are neither made nor dropped: table %s belongs to another role", route.Name, r.Table)
 	}
 	switch {
 	case err != nil:
