@@ -52,7 +52,7 @@ type Config struct {
 	// ReceiveMaximum is how many QoS 1 and 2 messages may be unacknowledged. It decides the greatest
 	// rate: no more than ReceiveMaximum per commit, linger and acknowledgement together. It is always
 	// sent: without it Mosquitto takes 20. Exceeding it is not answered with a DISCONNECT
-	// [MQTT-3.3.4-9], because Mosquitto up to 2.0.12 does so in good faith; see MaxInFlight.
+	// [MQTT-3.3.4-9], because Mosquitto before 2.0.13 does so in good faith; see MaxInFlight.
 	ReceiveMaximum uint16
 
 	// MaxInFlight is how many QoS 1 and 2 messages of one connection may be delivered and not yet

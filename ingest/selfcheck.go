@@ -180,7 +180,7 @@ type fault struct {
 const upgrade = "use Mosquitto 2.0.22 or newer"
 
 // mosquittoFaults are those that concern the delivery to the bridge, by the release notes of
-// Mosquitto and by experiments with 2.0.11 and 2.0.20. Those that depend on a setting that cannot be
+// Mosquitto and by experiments with 2.0.11, 2.0.20, 2.0.21 and 2.1.2. Those that depend on a setting that cannot be
 // seen from here say so, and are for information.
 var mosquittoFaults = []fault{
 	{0, 11, true, Finding{

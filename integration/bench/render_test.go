@@ -63,7 +63,7 @@ the time from the moment at which a message was due, not sent, to the moment at 
 transaction has ended: a publisher that is held up hides nothing, nor does the wait for the disk. That connection asks every millisecond,
 and what its answers are late by counts as latency. In the tables s/M are CPU seconds per million messages.
 
-**Receive Maximum:** Mosquitto up to 2.0.12 exceeds it while it drains a queue, so that a drain has full batches with the default of 2000. For
+**Receive Maximum:** Mosquitto before 2.0.13 exceeds it while it drains a queue, so that a drain has full batches with the default of 2000. For
 a broker that keeps to it, the same needs `+"`BRIDGE_MQTT_RECEIVE_MAXIMUM`"+` of twice `+"`BRIDGE_BATCH_MAX_MESSAGES`"+`; that was not measured.
 `, newest.Machine)
 }
