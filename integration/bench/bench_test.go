@@ -45,6 +45,7 @@ type scale struct {
 	replicas []int
 	batches  []int // rows of a limit's batches
 	windows  []int // messages that a limit has under way
+	receive  []int // Receive Maximums
 	outage   time.Duration
 	around   time.Duration // traffic before and after the outage
 }
@@ -53,7 +54,7 @@ var full = scale{
 	rounds: 3, drain: []int{200_000, 1_000_000}, rates: []int{1000, 20_000}, live: 15 * time.Second, idle: 20 * time.Second,
 	messages: 200_000, history: []int{0, 1_000_000, 10_000_000, 50_000_000}, day: 1_000_000,
 	devices: []int{10, 1000, 100_000, 1_000_000}, all: 1_000_000, routes: []int{1, 10, 50, 200},
-	sizes: []int{50, 140, 1 << 10, 8 << 10, 64 << 10}, sessions: []int{1, 2, 4, 8}, replicas: []int{1, 2, 3}, batches: []int{1000, 5000, 10_000}, windows: []int{bridgeWindow, 10_000, greatestWindow},
+	sizes: []int{50, 140, 1 << 10, 8 << 10, 64 << 10}, sessions: []int{1, 2, 4, 8}, replicas: []int{1, 2, 3}, batches: []int{1000, 5000, 10_000}, windows: []int{bridgeWindow, 10_000, greatestWindow}, receive: []int{500, bridgeWindow, 5000, 15_000},
 	outage: 5 * time.Minute, around: 10 * time.Second,
 }
 
@@ -62,7 +63,7 @@ var quick = scale{
 	rounds: 1, drain: []int{3000}, rates: []int{500}, live: 500 * time.Millisecond, idle: 100 * time.Millisecond,
 	messages: 2000, history: []int{0, 3500}, day: 1000,
 	devices: []int{10, 1000}, all: 2000, routes: []int{1, 3},
-	sizes: []int{50, 1 << 10}, sessions: []int{2}, replicas: []int{2}, batches: []int{500}, windows: []int{bridgeWindow},
+	sizes: []int{50, 1 << 10}, sessions: []int{2}, replicas: []int{2}, batches: []int{500}, windows: []int{bridgeWindow}, receive: []int{500, bridgeWindow},
 	outage: time.Second, around: 500 * time.Millisecond,
 }
 
@@ -73,6 +74,7 @@ type suite struct {
 	dir     string // of the page
 	results Results
 	machine string
+	broker  string // its version
 	commit  string
 }
 
@@ -104,24 +106,37 @@ func TestBench(t *testing.T) {
 	// has from then on.
 	t.Run("warming up", func(t *testing.T) {
 		s := newStage(t, b.server, "", drainWork(slices.Max(b.drain), 1000))
-		b.machine = machine(t, s)
+		b.broker = brokerVersion(t, s)
+		b.machine = machine(t, s, b.broker)
 		system := bridge("bridge", bridgeOptions{})
 		drain(t, s, &system)
 	})
-	for _, section := range sections {
-		if len(only) > 0 && !slices.Contains(only, section.name) {
-			continue
-		}
+	for _, section := range b.chosen(t, only) {
 		t.Run(section.name, func(t *testing.T) {
 			begun := time.Now()
-			r := &Result{Machine: b.machine, Commit: b.commit, Date: begun.UTC().Format(time.DateOnly), Rounds: b.rounds}
+			r := &Result{Machine: b.machine, Commit: b.commit, Date: begun.UTC().Format(time.DateOnly)}
 			r.Points = section.measure(t, b)
 			b.results[section.name] = r
 			must(t, b.results.save(b.dir)) // an interrupted run has not run in vain
 			t.Logf("%s: %v", section.name, time.Since(begun).Round(time.Second))
 		})
 	}
-	b.inspect(t, only)
+	b.inspect(t, b.chosen(t, only))
+}
+
+// chosen are the sections that are to be measured, and can be with this broker.
+func (b *suite) chosen(t *testing.T, only []string) []section {
+	t.Helper()
+	return slices.DeleteFunc(slices.Clone(sections), func(s section) bool {
+		if len(only) > 0 && !slices.Contains(only, s.name) {
+			return true
+		}
+		fits := s.fits == nil || s.fits(b)
+		if !fits {
+			t.Logf("section %s is left as it is: it is about another broker than Mosquitto %s", s.name, b.broker)
+		}
+		return !fits
+	})
 }
 
 // sharedServer starts the database server of a test's stages.
@@ -145,14 +160,11 @@ func setting[T any](t *testing.T, variable string, standard T, parse func(string
 }
 
 // inspect looks at what a run has left behind.
-func (b *suite) inspect(t *testing.T, only []string) {
+func (b *suite) inspect(t *testing.T, measured []section) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(b.dir, "performance.md"))
 	must(t, err)
-	for _, section := range sections {
-		if len(only) > 0 && !slices.Contains(only, section.name) {
-			continue
-		}
+	for _, section := range measured {
 		r := b.results[section.name]
 		if r == nil || len(r.Points) == 0 {
 			t.Errorf("section %s has no results", section.name)

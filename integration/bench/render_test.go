@@ -18,23 +18,48 @@ import (
 // holds already, for some of the targets are judged by sections that others write.
 func (r Results) render(old []page.Section) (fresh []page.Section, plots map[string]string) {
 	plots = map[string]string{}
-	newest := &Result{}
+	most := r.machine()
 	var parts []page.Section
 	for _, s := range sections {
 		result := r[s.name]
 		if result == nil {
 			continue
 		}
-		if result.Date >= newest.Date {
-			newest = result
-		}
 		text, svg := s.render(result)
 		plots[s.name] = svg
-		parts = append(parts, page.Section{Name: s.name, Text: fmt.Sprintf("## %s\n\n%s\n![%s](performance/%s.svg)\n\nMeasured %s at commit %s, %s.\n",
-			s.title, text, s.title, s.name, result.Date, result.Commit, rounds(result.Rounds))})
+		parts = append(parts, page.Section{Name: s.name, Text: fmt.Sprintf("## %s\n\n%s\n![%s](performance/%s.svg)\n\nMeasured %s at commit %s, %s.%s\n",
+			s.title, text, s.title, s.name, result.Date, result.Commit, rounds(result.rounds()), elsewhere(result.Machine, most))})
 	}
-	fresh = append(fresh, page.Section{Name: "method", Text: method(newest)}, page.Section{Name: "targets", Text: "## Targets\n\n" + targetTable(r, old)})
+	fresh = append(fresh, page.Section{Name: "method", Text: method(most)}, page.Section{Name: "targets", Text: "## Targets\n\n" + targetTable(r, old)})
 	return append(fresh, parts...), plots
+}
+
+// machine is the one on which most sections were measured.
+func (r Results) machine() (most string) {
+	count := map[string]int{}
+	for _, s := range sections {
+		if r[s.name] == nil {
+			continue
+		}
+		if m := r[s.name].Machine; most == "" {
+			most = m
+		}
+		count[r[s.name].Machine]++
+	}
+	for _, s := range sections { // in this order, so that the answer is always the same
+		if r[s.name] != nil && count[r[s.name].Machine] > count[most] {
+			most = r[s.name].Machine
+		}
+	}
+	return most
+}
+
+// elsewhere says where a section was measured, if that is not where most of them were.
+func elsewhere(machine, most string) string {
+	if machine == most {
+		return ""
+	}
+	return " On: " + machine + "."
 }
 
 func rounds(n int) string {
@@ -44,11 +69,14 @@ func rounds(n int) string {
 	return fmt.Sprintf("medians of %d rounds with the lowest and the highest in parentheses", n)
 }
 
-func method(newest *Result) string {
+func method(machine string) string {
 	return fmt.Sprintf(`What the bridge costs and how fast it is, next to the broker and the database that it works with. `+"`make bench`"+` measures
 all this and writes this page ([how](../README.md#development)); the numbers behind it are in [results.json](performance/results.json).
 
 **Machine:** %s. Load generator, broker, bridge and database share it.
+
+**Broker:** Mosquitto before 2.0.13 exceeds Receive Maximum while it drains a queue, so that batches are full with the default of 2000. At a broker that
+keeps to it, they are only with a larger one: [what that means](#receive-maximum-at-a-broker-that-keeps-to-it).
 
 **Work:** QoS 1, JSON of 140 bytes with five mapped columns, 1 000 devices, a keyed route (`+"`TIME`"+`, `+"`KEY=auto`"+`, `+"`PAYLOAD=drop`"+`), defaults
 otherwise, the delivery ledger on. Mosquitto queues without limit and without persistence. PostgreSQL with fsync and synchronous commit, a
@@ -63,9 +91,7 @@ the time from the moment at which a message was due, not sent, to the moment at 
 transaction has ended: a publisher that is held up hides nothing, nor does the wait for the disk. That connection asks every millisecond,
 and what its answers are late by counts as latency. In the tables s/M are CPU seconds per million messages.
 
-**Receive Maximum:** Mosquitto before 2.0.13 exceeds it while it drains a queue, so that a drain has full batches with the default of 2000. For
-a broker that keeps to it, the same needs `+"`BRIDGE_MQTT_RECEIVE_MAXIMUM`"+` of twice `+"`BRIDGE_BATCH_MAX_MESSAGES`"+`; that was not measured.
-`, newest.Machine)
+`, machine)
 }
 
 // column of a table of figures.
@@ -303,6 +329,25 @@ func renderReplicas(r *Result) (text, svg string) {
 		table(r, "replicas", costColumns, change(r, "rate against the first", "rate")), growth{title: "Replicas", label: "replicas"}.plot(r)
 }
 
+func renderWindows(r *Result) (text, svg string) {
+	return "A broker that keeps to Receive Maximum has no more messages on their way than `BRIDGE_MQTT_RECEIVE_MAXIMUM` says, a part of which is being committed while " +
+			"the next comes. Where a long queue must be worked off quickly, 15 000, two full batches, are worth some more memory than the default of 2 000.\n\n" +
+			table(r, "Receive Maximum", costColumns, change(r, "rate against the first", "rate")),
+		growth{title: "Receive Maximum", label: "messages that may be on their way"}.plot(r)
+}
+
+func renderUnkeyed(r *Result) (text, svg string) {
+	bars := page.Bars{Title: "CPU seconds per million messages", Unit: "CPU seconds per million messages", Parts: []string{"bridge", "broker", "database"}}
+	for _, p := range r.Points {
+		if len(p.Values["system"]) > 0 {
+			bars.Bars = append(bars.Bars, page.Bar{Label: p.Label, Values: []float64{p.median("system"), p.median("broker"), p.median("database")}})
+		}
+	}
+	return "Where only the delivery ledger recognises what comes again, few acknowledgements may be on their way to a broker that reads them late: they are longer, " +
+		"and the bridge waits until it has read them ([why](decisions/0005-delivery-ledger.md)). A broker that keeps to Receive Maximum never sees that.\n\n" +
+		table(r, "route", costColumns, change(r, "rate against the first", "rate")), bars.SVG()
+}
+
 func renderOutage(r *Result) (text, svg string) {
 	chart := page.Chart{Title: "Memory while the database is away", X: page.Axis{Label: "seconds"}, Y: page.Axis{Label: "MiB"}, Wide: true}
 	for _, p := range r.Points {
@@ -330,7 +375,10 @@ func TestPage(t *testing.T) {
 	must(t, os.WriteFile(path, []byte(foreign), 0o644))
 	results := Results{}
 	for i, s := range sections {
-		r := &Result{Machine: "a machine", Commit: "abc", Date: "2026-11-24", Rounds: 2}
+		r := &Result{Machine: "a machine", Commit: "abc", Date: "2026-11-24"}
+		if i == 1 {
+			r.Machine = "another"
+		}
 		for n, x := range []float64{0, 1000, 50e6} {
 			p := &Point{System: product, Label: fmt.Sprintf("%s %d", s.name, n), X: x}
 			if n != 2 {
@@ -357,7 +405,7 @@ func TestPage(t *testing.T) {
 		t.Errorf("the page made of the saved results differs:\n%s\n---\n%s", first, second)
 	}
 
-	for _, want := range []string{"\nkept\n", "a machine", "| drain 1 | 11.5 (11.0 to 12.0) |", "| drain 2 | – |", "medians of 2 rounds"} {
+	for _, want := range []string{"\nkept\n", "**Machine:** a machine.", " On: another.", "| drain 1 | 11.5 (11.0 to 12.0) |", "| drain 2 | – |", "medians of 2 rounds"} {
 		if !strings.Contains(string(first), want) {
 			t.Errorf("the page lacks %q:\n%s", want, first)
 		}

@@ -27,8 +27,17 @@ type Result struct {
 	Machine string
 	Commit  string
 	Date    string
-	Rounds  int
 	Points  []*Point
+}
+
+// rounds is how many values the figures have at most.
+func (r *Result) rounds() (n int) {
+	for _, p := range r.Points {
+		for _, values := range p.Values {
+			n = max(n, len(values))
+		}
+	}
+	return n
 }
 
 // Point is what the rounds gave for one system and one value of what is varied.
@@ -136,17 +145,21 @@ func commit() string {
 	return name
 }
 
+// brokerVersion is Mosquitto's, which it prints with its usage, and calls that an error.
+func brokerVersion(t *testing.T, s *Stage) string {
+	t.Helper()
+	help, _ := exec.CommandContext(t.Context(), fmt.Sprintf("/proc/%d/exe", s.Broker.PID()), "-h").CombinedOutput()
+	return strings.TrimPrefix(firstLine(string(help)), "mosquitto version ")
+}
+
 // machine describes what all this runs on.
-func machine(t *testing.T, s *Stage) string {
+func machine(t *testing.T, s *Stage, broker string) string {
 	t.Helper()
 	if len(children(s.Server.PID())) == 0 {
 		t.Fatal("this kernel does not list the children of a process (CONFIG_PROC_CHILDREN): the database's CPU time cannot be read")
 	}
 	var database string
 	must(t, s.db.QueryRow(t.Context(), "select split_part(current_setting('server_version'), ' ', 1)").Scan(&database))
-	// Mosquitto prints its version with its usage, and calls that an error.
-	help, _ := exec.CommandContext(t.Context(), fmt.Sprintf("/proc/%d/exe", s.Broker.PID()), "-h").CombinedOutput()
-	broker := strings.TrimPrefix(firstLine(string(help)), "mosquitto version ")
 	kernel, err := os.ReadFile("/proc/sys/kernel/osrelease")
 	must(t, err)
 	model := "unknown processor"

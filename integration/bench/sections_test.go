@@ -20,20 +20,32 @@ type section struct {
 	title   string
 	measure func(t *testing.T, b *suite) []*Point
 	render  func(r *Result) (text, svg string)
+	fits    func(b *suite) bool // what it is about can be seen with this broker; nil: with any
 }
 
 // sections in the order of the page.
 var sections = []section{
-	{"drain", "Draining a backlog", measureDrain, renderDrain},
-	{"live", "Live traffic", measureLive, renderLive},
-	{"limits", "The limits of this machine", measureLimits, renderLimits},
-	{"history", "Growth with the table", measureHistory, renderHistory},
-	{"devices", "Growth with the number of devices", measureDevices, renderDevices},
-	{"routes", "Growth with the number of routes", measureRoutes, renderRoutes},
-	{"payload", "Growth with the payload", measurePayload, renderPayload},
-	{"sessions", "Several sessions", measureSessions, renderSessions},
-	{"replicas", "Several replicas", measureReplicas, renderReplicas},
-	{"outage", "A database outage", measureOutage, renderOutage},
+	{"drain", "Draining a backlog", measureDrain, renderDrain, nil},
+	{"live", "Live traffic", measureLive, renderLive, nil},
+	{"limits", "The limits of this machine", measureLimits, renderLimits, nil},
+	{"history", "Growth with the table", measureHistory, renderHistory, nil},
+	{"devices", "Growth with the number of devices", measureDevices, renderDevices, nil},
+	{"routes", "Growth with the number of routes", measureRoutes, renderRoutes, nil},
+	{"payload", "Growth with the payload", measurePayload, renderPayload, nil},
+	{"sessions", "Several sessions", measureSessions, renderSessions, nil},
+	{"replicas", "Several replicas", measureReplicas, renderReplicas, nil},
+	{"window", "Receive Maximum, at a broker that keeps to it", measureWindows, renderWindows, (*suite).keepsToWindow},
+	{"unkeyed", "Routes without a key, at a broker that exceeds Receive Maximum", measureUnkeyed, renderUnkeyed, func(b *suite) bool { return !b.keepsToWindow() }},
+	{"outage", "A database outage", measureOutage, renderOutage, nil},
+}
+
+// keepsToWindow says that the broker sends no more than the Receive Maximum, as Mosquitto does since 2.0.13.
+func (b *suite) keepsToWindow() bool {
+	var major, minor, patch int
+	if _, err := fmt.Sscanf(b.broker, "%d.%d.%d", &major, &minor, &patch); err != nil {
+		return false
+	}
+	return slices.Compare([]int{major, minor, patch}, []int{2, 0, 13}) >= 0
 }
 
 func sectionNames() string {
@@ -218,6 +230,29 @@ func measureReplicas(t *testing.T, b *suite) []*Point {
 	for _, replicas := range b.replicas {
 		system := bridge("bridge", bridgeOptions{replicas: replicas, sessions: sessionsOfReplicas})
 		jobs = append(jobs, b.drainJob(strconv.Itoa(replicas), float64(replicas), system, func() Work { return drainWork(b.messages, 1000) }))
+	}
+	return b.play(t, jobs)
+}
+
+// measureWindows drains with several Receive Maximums, of which the second is the default.
+func measureWindows(t *testing.T, b *suite) []*Point {
+	var jobs []job
+	for _, window := range b.receive {
+		jobs = append(jobs, b.drainJob(page.Count(window), float64(window), bridge("bridge", bridgeOptions{window: window}),
+			func() Work { return drainWork(b.messages, 1000) }))
+	}
+	return b.play(t, jobs)
+}
+
+// measureUnkeyed drains into a route that needs the ledger, whose acknowledgements are long at such a broker, and into one that does not.
+func measureUnkeyed(t *testing.T, b *suite) []*Point {
+	var jobs []job
+	for x, o := range []bridgeOptions{{}, {keyless: true}} {
+		label := "with a key"
+		if o.keyless {
+			label = "without a key"
+		}
+		jobs = append(jobs, b.drainJob(label, float64(x), bridge("bridge", o), func() Work { return drainWork(b.all, 1000) }))
 	}
 	return b.play(t, jobs)
 }

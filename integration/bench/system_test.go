@@ -45,6 +45,8 @@ type bridgeOptions struct {
 	routes   int    // 0 is 1; each has a site of its own
 	tables   bool   // and a table of its own
 	table    string // "" is telemetry
+	window   int    // BRIDGE_MQTT_RECEIVE_MAXIMUM, 0 is the default
+	keyless  bool   // the delivery ledger alone tells a redelivery
 }
 
 // columns are the five of the usual payload.
@@ -57,6 +59,9 @@ func bridge(name string, o bridgeOptions) System {
 		table = "telemetry"
 	}
 	env := map[string]string{"BRIDGE_MQTT_SESSIONS": strconv.Itoa(sessions)}
+	if o.window > 0 {
+		env["BRIDGE_MQTT_RECEIVE_MAXIMUM"] = strconv.Itoa(o.window)
+	}
 	if replicas > 1 {
 		env["BRIDGE_MQTT_TRIAL"] = "off" // they share the sessions out while the broker is halted, see Start
 	}
@@ -76,6 +81,9 @@ func bridge(name string, o bridgeOptions) System {
 			prefix + "TOPIC": fmt.Sprintf("s%03d/{device_id}/telemetry", i), prefix + "TABLE": target, prefix + "TIME": "$.ts",
 			prefix + "COLUMNS": columns, prefix + "PAYLOAD": "drop",
 		})
+		if o.keyless {
+			env[prefix+"KEY"] = "delivery"
+		}
 	}
 	env["BRIDGE_ROUTES"] = strings.Join(names, ",")
 
