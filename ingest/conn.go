@@ -35,12 +35,17 @@ const (
 	writeTimeout = 10 * time.Second
 
 	// heavyBytes is how long an acknowledgement is on a connection whose broker exceeds Receive Maximum, where
-	// Config.FewUnread is set: the buffers on the way hold the fewer. A User Property fills it up.
+	// Config.FewUnread is set: the buffers on the way hold the fewer. A User Property fills it up. It is less where
+	// the broker's Maximum Packet Size is.
 	heavyBytes = 64
 	// heavyAtOnce is how many of these leave in one write, which may have to wait until the broker has read some.
 	heavyAtOnce = 256
 	// heavyBuffer is how much of them our own kernel keeps (twice that, on Linux).
 	heavyBuffer = 16 << 10
+	// heavyTimeout bounds each write there, in place of writeTimeout: to wait is the purpose. A broker of which others
+	// take most of the time may send for longer than ten seconds before it reads, and a connection that is cut off
+	// meanwhile has all that it did not read sent again, for ever.
+	heavyTimeout = 2 * time.Minute
 
 	// lingerTimeout is how long the broker may take to close its side after our DISCONNECT.
 	lingerTimeout = time.Second
@@ -120,16 +125,27 @@ type conn struct {
 	writeMu sync.Mutex
 	out     []byte
 
-	heavy bool // acknowledgements are, see weighs; of the goroutine that acknowledges
+	writePatience time.Duration // guarded by writeMu
+
+	// Of the goroutine that acknowledges.
+	heavy   bool   // acknowledgements are, see weighs
+	padding []byte // follows the Packet Identifier of a heavy one
+
+	// Whether the broker exceeds Receive Maximum. The count is of the reading goroutine.
+	exceeds      atomic.Bool
+	maximumBytes uint32 // the broker's Maximum Packet Size, 0 is none; set before generation
+	asked        atomic.Uint64
+	askedBefore  uint64
+	sinceAsked   int // messages with QoS 1 or 2
 
 	// What the answer to a PINGREQ will confirm.
 	confirmMu  sync.Mutex
-	confirming uint64 // its number; 0: none is on its way
+	confirming uint64 // its number; 0: none is on its way; asked has it, too
 	confirms   uint64 // Ack.Number
 }
 
 func newConn(s *Session, raw net.Conn) *conn {
-	c := &conn{session: s, raw: raw, readEnded: make(chan struct{}), inFlight: NewBudget(s.cfg.maxInFlight())}
+	c := &conn{session: s, raw: raw, readEnded: make(chan struct{}), inFlight: NewBudget(s.cfg.maxInFlight()), writePatience: writeTimeout}
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	c.gatherer = newGatherer(raw)
 	c.prompt = newPromptness(socket(raw))
@@ -332,6 +348,7 @@ func connackFault(p *packets.Properties) string {
 // The order is that of receipt: all of it happens in the reading goroutine.
 func (c *conn) publish(flags byte, length int) error {
 	c.pace.message(flags >> 1 & 0x03)
+	c.count(flags >> 1 & 0x03)
 	if c.generation.Load() == 0 { // [MQTT-3.2.0-1]
 		return c.refuse(protocolError("PUBLISH before CONNACK"))
 	}
@@ -377,6 +394,22 @@ func (c *conn) publish(flags byte, length int) error {
 	}
 	c.delivered = Delivery{} // the next message may be long in coming
 	return nil
+}
+
+// count notes a message with QoS 1 or 2, to see whether the broker exceeds Receive Maximum. Between a PINGREQ of
+// confirm and its PINGRESP no more come than Receive Maximum from one that keeps to it and handles packets in order: it
+// has read the acknowledgements before the PINGREQ by then, and none behind it. That is seen as well where the
+// database keeps up with the broker, or a small byte budget keeps few in flight.
+func (c *conn) count(qos byte) {
+	if qos == 0 {
+		return
+	}
+	if asked := c.asked.Load(); asked != c.askedBefore {
+		c.askedBefore, c.sinceAsked = asked, 0
+	}
+	if c.sinceAsked++; c.askedBefore != 0 && c.sinceAsked > int(c.session.cfg.ReceiveMaximum) && !c.exceeds.Load() {
+		c.exceeds.Store(true)
+	}
 }
 
 // clockStep is how far behind the last time of receipt the clock may be and is not believed to have been set back.
@@ -659,9 +692,10 @@ func (c *conn) acknowledge(acks []Ack) error {
 		return c.writeAcks(acks, nil)
 	}
 	for some := range slices.Chunk(acks, heavyAtOnce) {
-		if err := c.writeAcks(some, weight); err != nil {
+		if err := c.writeAcks(some, c.padding); err != nil {
 			return err
 		}
+		c.keepAlive.wrote(time.Now()) // there was room, as the broker has read
 	}
 	return nil
 }
@@ -676,10 +710,18 @@ func (c *conn) weighs() bool {
 	}
 	window := int64(cfg.ReceiveMaximum)
 	blind := cfg.QoS == 2 || cfg.maxInFlight() <= window // what PUBREC was sent for still counts in the broker's window
-	if !blind && c.inFlight.Used() <= window {
+	if !blind && !c.exceeds.Load() && c.inFlight.Used() <= window {
 		return false
 	}
 	c.heavy = true
+	n := heavyBytes
+	if limit := c.maximumBytes; limit > 0 { // [MQTT-3.4.2-3], [MQTT-3.5.2-3]
+		n = int(min(limit, heavyBytes))
+	}
+	c.padding = padding(n)
+	c.writeMu.Lock()
+	c.writePatience = heavyTimeout
+	c.writeMu.Unlock()
 	if tcp, ok := socket(c.raw).(*net.TCPConn); ok {
 		if err := tcp.SetWriteBuffer(heavyBuffer); err != nil {
 			c.session.log.Warn("more acknowledgements than usual may be on their way to the broker", zap.Error(err))
@@ -688,16 +730,19 @@ func (c *conn) weighs() bool {
 	return true
 }
 
-// weight is what follows the Packet Identifier of a heavy acknowledgement: the reason code success, and as the
-// only property a User Property that means nothing.
-var weight = func() []byte {
+// padding is what follows the Packet Identifier of an acknowledgement that has n bytes in all, up to 129: the reason code
+// success, and as the only property a User Property that means nothing. It is nil where there is no room for that.
+func padding(n int) []byte {
 	const name = "padding"
-	const rest = heavyBytes - 2 - 2 // after fixed header and Packet Identifier
-	const value = rest - 2 - 1 - 2 - len(name) - 2
-	w := append(make([]byte, 0, rest), packets.PubackSuccess, rest-2 /* Property Length */, packets.PropUser)
+	rest := n - 2 - 2 // after fixed header and Packet Identifier
+	value := rest - 2 - 1 - 2 - len(name) - 2
+	if value < 0 {
+		return nil
+	}
+	w := append(make([]byte, 0, rest), packets.PubackSuccess, byte(rest-2) /* Property Length */, packets.PropUser)
 	w = append(binary.BigEndian.AppendUint16(w, uint16(len(name))), name...)
 	return append(binary.BigEndian.AppendUint16(w, uint16(value)), bytes.Repeat([]byte{'-'}, value)...)
-}()
+}
 
 // writeAcks writes those of the acknowledgements that belong to this connection, with what follows the Packet
 // Identifier; nothing means success (section 3.4.2.1).
@@ -736,6 +781,7 @@ func (c *conn) confirm(number uint64) {
 		return // the next batch asks
 	}
 	c.confirming, c.confirms = c.keepAlive.request(), number
+	c.asked.Store(c.confirming)
 	c.out = append(c.out, packets.PINGREQ<<4, 0)
 }
 
@@ -745,6 +791,7 @@ func (c *conn) confirmed() {
 	number := uint64(0)
 	if c.confirming != 0 && c.keepAlive.pending(c.confirming) == nil {
 		number, c.confirming = c.confirms, 0
+		c.asked.Store(0)
 	}
 	c.confirmMu.Unlock()
 	if number > 0 {
@@ -756,6 +803,17 @@ func (c *conn) confirmed() {
 func (c *conn) ping() (uint64, error) {
 	n := c.keepAlive.request() // noted first: the answer may be quick
 	return n, c.write([]byte{packets.PINGREQ << 4, 0})
+}
+
+// tryPing sends a PINGREQ unless somebody is writing, who may have to wait for the broker.
+func (c *conn) tryPing() (sent bool, err error) {
+	if !c.writeMu.TryLock() {
+		return false, nil
+	}
+	defer c.writeMu.Unlock()
+	c.keepAlive.request()
+	c.out = append(c.out, packets.PINGREQ<<4, 0)
+	return true, c.flush()
 }
 
 // barrier returns when the broker has read everything that was written before it: brokers handle the
@@ -820,7 +878,7 @@ func (c *conn) flush() error {
 	if c.ended() {
 		return c.cause()
 	}
-	err := c.raw.SetWriteDeadline(time.Now().Add(writeTimeout))
+	err := c.raw.SetWriteDeadline(time.Now().Add(c.writePatience))
 	if err == nil {
 		_, err = c.raw.Write(out)
 	}

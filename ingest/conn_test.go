@@ -291,22 +291,34 @@ func TestHeavyAcknowledgements(t *testing.T) {
 		inFlight  int64
 		most      int
 		qos       byte
-		want      bool
+		connack   string
+		came      int // while a PINGREQ is not answered
+		want      int // bytes
 	}{
-		{"the broker keeps to Receive Maximum", true, 2000, 15000, 1, false},
-		{"it exceeds Receive Maximum", true, 2001, 15000, 1, true},
-		{"it does, and rows have keys", false, 2001, 15000, 1, false},
-		{"it could not be seen", true, 2000, 2000, 1, true},
-		{"nor with QoS 2", true, 2000, 15000, 2, true},
+		{"the broker keeps to Receive Maximum", true, 2000, 15000, 1, connack, 2000, 4},
+		{"it exceeds Receive Maximum", true, 2001, 15000, 1, connack, 0, heavyBytes},
+		{"it does, as the database keeps up", true, 2000, 15000, 1, connack, 2001, heavyBytes},
+		{"it does, and rows have keys", false, 2001, 15000, 1, connack, 2001, 4},
+		{"it could not be seen", true, 2000, 2000, 1, connack, 0, heavyBytes},
+		{"nor with QoS 2", true, 2000, 15000, 2, connack, 0, heavyBytes},
+		{"Maximum Packet Size 65", true, 2001, 15000, 1, "20 08 00 00 05 27 00 00 00 41", 0, heavyBytes},
+		{"Maximum Packet Size 40", true, 2001, 15000, 1, "20 08 00 00 05 27 00 00 00 28", 0, 40},
+		{"Maximum Packet Size 18", true, 2001, 15000, 1, "20 08 00 00 05 27 00 00 00 12", 0, 18},
+		{"Maximum Packet Size 17, too small for a User Property", true, 2001, 15000, 1, "20 08 00 00 05 27 00 00 00 11", 0, 4},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r := newIdleRig(t, func(cfg *Config) {
 				cfg.FewUnread, cfg.ReceiveMaximum, cfg.MaxInFlight, cfg.QoS = tt.fewUnread, 2000, tt.most, tt.qos
 			}, "mqtt://test")
-			c, raw, _, _ := feed(t, r, nil, unhex(t, connack))
+			c, raw, _, _ := feed(t, r, nil, unhex(t, tt.connack))
 			c.ctx, c.cancel = context.WithCancelCause(context.Background()) // feed has read to the end
 			defer c.cancel(nil)
 			c.inFlight.Charge(tt.inFlight)
+			c.asked.Store(1)
+			for range tt.came {
+				c.count(1)
+				c.count(0)
+			}
 			// What is in flight next is no more than Receive Maximum, and the acknowledgements stay as they are.
 			for batch := range 2 {
 				var acks []Ack
@@ -320,12 +332,8 @@ func TestHeavyAcknowledgements(t *testing.T) {
 			if got := c.inFlight.Used(); got != tt.inFlight-2000 {
 				t.Errorf("%d in flight", got)
 			}
-			size := 4
-			if tt.want {
-				size = heavyBytes
-			}
-			if n := raw.out.Len(); n != 2000*size {
-				t.Fatalf("%d bytes, want %d", n, 2000*size)
+			if n := raw.out.Len(); n != 2000*tt.want {
+				t.Fatalf("%d bytes, want %d", n, 2000*tt.want)
 			}
 			for i := range 2000 {
 				packet, err := packets.ReadPacket(&raw.out)
@@ -381,6 +389,75 @@ func TestPacketsLeaveInOneWrite(t *testing.T) {
 	if cap(c.out) > readBufferSize {
 		t.Errorf("%d bytes are kept for a packet once large", cap(c.out))
 	}
+}
+
+// TestReceiveMaximumIsSeenBetweenPings: what comes is counted from one PINGREQ to its PINGRESP alone.
+func TestReceiveMaximumIsSeenBetweenPings(t *testing.T) {
+	r := newIdleRig(t, func(cfg *Config) { cfg.ReceiveMaximum, cfg.Confirmed = 10, func(uint64) {} }, "mqtt://test")
+	c, _, _, _ := feed(t, r, nil, unhex(t, connack))
+	c.ctx, c.cancel = context.WithCancelCause(context.Background()) // feed has read to the end
+	defer c.cancel(nil)
+	come := func(n int) {
+		for range n {
+			c.count(1)
+		}
+	}
+	batch := func() {
+		t.Helper()
+		c.inFlight.Charge(1)
+		if err := r.session.Acknowledge([]Ack{{Connection: 1, PacketID: 1, QoS: 1, Number: 1}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pong := func() {
+		t.Helper()
+		if err := c.note(packets.PINGRESP, nil, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	come(100) // nothing is asked
+	for range 3 {
+		batch()
+		come(10)
+		batch() // one PINGREQ at a time
+		pong()
+		come(100)
+	}
+	if c.exceeds.Load() {
+		t.Error("a broker that keeps to Receive Maximum passes for one that does not")
+	}
+	batch()
+	come(11)
+	if !c.exceeds.Load() {
+		t.Error("it is not seen")
+	}
+}
+
+// TestHeavyWriteIsPatient: to wait for the broker is its purpose.
+func TestHeavyWriteIsPatient(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newIdleRig(t, func(cfg *Config) { cfg.FewUnread = true }, "mqtt://test")
+		ours, theirs := net.Pipe()
+		defer theirs.Close()
+		c := newConn(r.session, ours)
+		c.generation.Store(1)
+		c.inFlight.Charge(int64(r.session.cfg.ReceiveMaximum) + 1)
+		r.session.conn = c
+		go func() {
+			time.Sleep(heavyTimeout - time.Second)
+			_, _ = io.ReadFull(theirs, make([]byte, heavyBytes))
+		}()
+		if err := r.session.Acknowledge([]Ack{{Connection: 1, PacketID: 1, QoS: 1}}); err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		if err := r.session.Acknowledge([]Ack{{Connection: 1, PacketID: 1, QoS: 1}}); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("error %v", err)
+		}
+		if d := time.Since(start); d != heavyTimeout {
+			t.Errorf("after %s", d)
+		}
+	})
 }
 
 func TestStalledWriteEndsTheConnection(t *testing.T) {

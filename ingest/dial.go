@@ -91,5 +91,5 @@ func dialWebSocket(ctx context.Context, u *url.URL, tlsConfig *tls.Config) (net.
 	case err != nil:
 		return nil, fmt.Errorf("websocket handshake: %w", err)
 	}
-	return &webSocketConn{Conn: ws, longest: writeTimeout}, nil
+	return &webSocketConn{Conn: ws, longest: heavyTimeout}, nil
 }

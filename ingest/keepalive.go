@@ -11,6 +11,9 @@ import (
 	"github.com/eclipse/paho.golang/paho/log"
 )
 
+// pingAgain is when to try again to send a PINGREQ while something else is being written.
+const pingAgain = 100 * time.Millisecond
+
 // errPingTimeout ends a connection whose broker answers nothing any more.
 var errPingTimeout = errors.New("no PINGRESP in time")
 
@@ -24,6 +27,7 @@ type keepAlive struct {
 	lastRequest  time.Time
 	lastResponse time.Time
 	lastRead     time.Time // bytes of any kind arrived
+	lastWritten  time.Time // the broker made room for what we write, by reading
 	rtt          time.Duration
 	paused       bool // the reader waits until there is room for more messages, and sees nothing
 	resumed      time.Time
@@ -83,6 +87,13 @@ func (k *keepAlive) read(at time.Time) {
 	k.lastRead = at
 }
 
+// wrote notes a write that had to wait for the broker to read, or would have had to.
+func (k *keepAlive) wrote(at time.Time) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.lastWritten = at
+}
+
 func (k *keepAlive) pause(paused bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -104,7 +115,7 @@ func (k *keepAlive) setInterval(interval time.Duration) {
 // The broker counts as gone when a PINGREQ is unanswered and nothing at all has arrived for the
 // deadline. A PINGRESP queues behind PUBLISH packets, so one that is late while data flows says
 // nothing. Neither does one that is late while the reader waits for room: it cannot be seen then, and
-// the broker still sees our PINGREQs.
+// the broker still sees our PINGREQs. A broker that reads what we can write no faster than it does is there as well.
 func (k *keepAlive) next(now time.Time) (wake time.Time, ping, gone bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -115,7 +126,7 @@ func (k *keepAlive) next(now time.Time) (wake time.Time, ping, gone bool) {
 	}
 	if len(k.unanswered) > 0 && !k.paused {
 		silent := k.unanswered[0]
-		for _, t := range []time.Time{k.lastRead, k.resumed} {
+		for _, t := range []time.Time{k.lastRead, k.lastWritten, k.resumed} {
 			if t.After(silent) {
 				silent = t
 			}
@@ -166,8 +177,12 @@ func (pinger) Run(ctx context.Context, nc net.Conn, keepAlive uint16) error {
 			return errPingTimeout
 		}
 		if ping {
-			if _, err := c.ping(); err != nil {
+			sent, err := c.tryPing()
+			if err != nil {
 				return err
+			}
+			if !sent { // what is being written serves as well [MQTT-3.1.2-20]
+				wake = time.Now().Add(pingAgain)
 			}
 		}
 		timer.Reset(time.Until(wake))

@@ -156,6 +156,28 @@ func TestPingerIsPatientWhilePaused(t *testing.T) {
 	})
 }
 
+// A write that waits for the broker does not keep the pinger from seeing that it is gone; while what is written is read, it is not.
+func TestPingerDoesNotWaitForTheWriter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newPingRig(t, 10)
+		defer r.end()
+		<-r.requests
+		r.c.Lock()
+		defer r.c.writeMu.Unlock()
+		for range 20 {
+			time.Sleep(4 * time.Second)
+			r.c.keepAlive.wrote(time.Now())
+		}
+		last := time.Now()
+		if err := <-r.result; !errors.Is(err, errPingTimeout) {
+			t.Fatal(err)
+		}
+		if d := time.Since(last); d < 5*time.Second || d > 5*time.Second+pingAgain {
+			t.Errorf("after %s", d)
+		}
+	})
+}
+
 func TestKeepAliveOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newPingRig(t, 0)

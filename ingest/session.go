@@ -492,6 +492,9 @@ func (s *Session) accepted(c *conn, ack *packets.Connack) {
 	}
 	s.broker = c.broker
 	c.incarnation, c.present = s.incarnation, ack.SessionPresent
+	if ack.Properties != nil && ack.Properties.MaximumPacketSize != nil {
+		c.maximumBytes = *ack.Properties.MaximumPacketSize
+	}
 	c.generation.Store(s.generation)
 
 	st := &s.status

@@ -145,7 +145,9 @@ func TestWatchSeesDroppedMessages(t *testing.T) {
 		t.Error("the log names no fault of this version")
 	}
 	r.end()
-	eventually(t, "a clean end", func() bool { return strings.Contains(broker.log.String(), "Received DISCONNECT from "+testWatchID+"\n") })
+	eventually(t, "a clean end", func() bool {
+		return strings.Contains(broker.log.String(), "Received DISCONNECT from "+testWatchID+"\n")
+	})
 }
 
 // A restart of the broker neither ends the watch nor makes drops of it.
