@@ -348,7 +348,7 @@ func (c *compiler) time() {
 func (c *compiler) columns() {
 	columns, errs := parseColumns(c.config.Columns, c.route.format)
 	for _, err := range errs {
-		c.fail("COLUMNS", offending(c.config.Columns, err), err.Error())
+		c.fail("COLUMNS", err.item, err.Error())
 	}
 	for i := range columns {
 		col := &columns[i]
@@ -358,15 +358,6 @@ func (c *compiler) columns() {
 		}
 	}
 	c.route.columns = columns
-}
-
-// offending is the part of the text from which on it cannot be read.
-func offending(text string, err error) string {
-	var syntax *syntaxError
-	if !errors.As(err, &syntax) {
-		return text
-	}
-	return cut(strings.TrimSpace(text[syntax.offset:]), 40)
 }
 
 func (c *compiler) key() {

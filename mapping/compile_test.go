@@ -98,7 +98,10 @@ func TestMistakes(t *testing.T) {
 		{RouteConfig{Time: "$.ts", TimeFormat: "fast"}, `BRIDGE_ROUTE_R_TIME_FORMAT: "fast": expected auto`},
 		{RouteConfig{TimeFormat: "unix"}, `BRIDGE_ROUTE_R_TIME_FORMAT: "unix": has no effect without TIME`},
 		{RouteConfig{TimeZone: "Nowhere"}, `BRIDGE_ROUTE_R_TIME_ZONE: "Nowhere": expected a time zone`},
-		{RouteConfig{Columns: "a:float8=$.a, b:flot=$.b"}, `BRIDGE_ROUTE_R_COLUMNS: "flot=$.b": character 17: column b: "flot" is no type`},
+		{RouteConfig{Columns: "a:float8=$.a, b:flot=$.b"}, `BRIDGE_ROUTE_R_COLUMNS: "b:flot=$.b": character 17: column b: "flot" is no type`},
+		{RouteConfig{Columns: "a:flot=$.a, b:float8=$.b\nc=topic"}, `BRIDGE_ROUTE_R_COLUMNS: "a:flot=$.a": character 3: column a: "flot" is no type`},
+		{RouteConfig{Columns: "a=topic\nb=$.b c=$.c\nd=topic"}, `BRIDGE_ROUTE_R_COLUMNS: "b=$.b c=$.c": character 15: expected ?? or a comma, found 'c'`},
+		{RouteConfig{Columns: "a=topic, a:numeric(10,2)=$['x,y'], b=topic"}, `BRIDGE_ROUTE_R_COLUMNS: "a:numeric(10,2)=$['x,y']": character 10: column a stands twice`},
 		{RouteConfig{Columns: "a:float8=$.a", Format: "text"}, `BRIDGE_ROUTE_R_COLUMNS: "$.a": JSONPath needs FORMAT=json; with FORMAT=text write payload`},
 		{RouteConfig{Columns: "a:int4='x'"}, `BRIDGE_ROUTE_R_COLUMNS: "a:int4 = 'x'": column a: 'x' cannot become int4: 'x' is no number`},
 		{RouteConfig{Columns: "a:uuid=qos"}, `column a: qos cannot become uuid`},
@@ -148,7 +151,7 @@ func TestAllMistakesAtOnce(t *testing.T) {
 	if !errors.As(err, &joined) || len(joined.Unwrap()) != 10 {
 		t.Fatalf("%v", err)
 	}
-	for _, want := range []string{"A_TOPIC: \"x/#/y\"", "A_TOPIC: \"a+\"", "A_FORMAT", "A_COLUMNS: \", b", "A_COLUMNS: \"foo", "A_TIME", "A_RETENTION", "BRIDGE_ROUTES: \"a\": this route stands twice", "B_TOPIC: is required", "BRIDGE_ROUTES: \"none\": expected another name"} {
+	for _, want := range []string{"A_TOPIC: \"x/#/y\"", "A_TOPIC: \"a+\"", "A_FORMAT", "A_COLUMNS: \"a=\"", "A_COLUMNS: \"b:foo=$.b\"", "A_TIME", "A_RETENTION", "BRIDGE_ROUTES: \"a\": this route stands twice", "B_TOPIC: is required", "BRIDGE_ROUTES: \"none\": expected another name"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%v lacks %s", err, want)
 		}
