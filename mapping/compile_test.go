@@ -98,6 +98,8 @@ func TestMistakes(t *testing.T) {
 		{RouteConfig{Time: "$.ts", TimeFormat: "fast"}, `BRIDGE_ROUTE_R_TIME_FORMAT: "fast": expected auto`},
 		{RouteConfig{TimeFormat: "unix"}, `BRIDGE_ROUTE_R_TIME_FORMAT: "unix": has no effect without TIME`},
 		{RouteConfig{TimeZone: "Nowhere"}, `BRIDGE_ROUTE_R_TIME_ZONE: "Nowhere": expected a time zone`},
+		{RouteConfig{TimeZone: "Europe/Berlin", Columns: "a=$.a, b:timestamp=$.b, c:date=$.c"}, `BRIDGE_ROUTE_R_TIME_ZONE: "Europe/Berlin": has no effect without TIME or a column of type timestamptz`},
+		{RouteConfig{TimeZone: "Europe/Berlin", Columns: "a:timestampz=$.a"}, `BRIDGE_ROUTE_R_COLUMNS: "a:timestampz=$.a": character 3`},
 		{RouteConfig{Columns: "a:float8=$.a, b:flot=$.b"}, `BRIDGE_ROUTE_R_COLUMNS: "b:flot=$.b": character 17: column b: "flot" is no type`},
 		{RouteConfig{Columns: "a:flot=$.a, b:float8=$.b\nc=topic"}, `BRIDGE_ROUTE_R_COLUMNS: "a:flot=$.a": character 3: column a: "flot" is no type`},
 		{RouteConfig{Columns: "a=topic\nb=$.b c=$.c\nd=topic"}, `BRIDGE_ROUTE_R_COLUMNS: "b=$.b c=$.c": character 15: expected ?? or a comma, found 'c'`},
@@ -120,8 +122,10 @@ func TestMistakes(t *testing.T) {
 		{RouteConfig{Retention: "-5h"}, `BRIDGE_ROUTE_R_RETENTION: "-5h": expected a duration`},
 		{RouteConfig{Retention: "99999w"}, `BRIDGE_ROUTE_R_RETENTION: "99999w": expected a duration`},
 		{RouteConfig{Retention: "90d", Partition: "none"}, `BRIDGE_ROUTE_R_RETENTION: "90d": needs PARTITION=day`},
-		{RouteConfig{Key: "$.id", Partition: "day"}, `BRIDGE_ROUTE_R_PARTITION: "day": expected none with KEY without TIME`},
-		{RouteConfig{Key: "$.id", Retention: "90d"}, `BRIDGE_ROUTE_R_RETENTION: "90d": needs partitions, which there are not with KEY without TIME`},
+		{RouteConfig{Key: "$.id", Partition: "day"}, `BRIDGE_ROUTE_R_PARTITION: "day": KEY without TIME makes a table without partitions (the time of receipt differs with each delivery and cannot stand in a unique key): set TIME, or leave PARTITION out`},
+		{RouteConfig{Key: "$.id", Retention: "90d"}, `BRIDGE_ROUTE_R_RETENTION: "90d": KEY without TIME makes a table without partitions (the time of receipt differs with each delivery and cannot stand in a unique key): set TIME, or leave RETENTION out`},
+		{RouteConfig{Key: "dilivery", Retention: "90d", Partition: "day"}, `BRIDGE_ROUTE_R_KEY: "dilivery": character 1: expected an expression`},
+		{RouteConfig{Key: "{x}", Retention: "90d"}, `BRIDGE_ROUTE_R_KEY: "{x}": no topic pattern of the route captures {x}`},
 	} {
 		if test.config.Name == "" {
 			test.config.Name = "r"
@@ -171,14 +175,24 @@ func TestRoutesThatShareATable(t *testing.T) {
 	}{
 		{func(c *RouteConfig) { c.Columns = "x:float4=$.x" }, `BRIDGE_ROUTE_B_COLUMNS: "x:float4": route a, which shares table t, has x:float8`},
 		{func(c *RouteConfig) { c.Partition = "week" }, `BRIDGE_ROUTE_B_PARTITION: "week": route a, which shares table t, has day`},
-		{func(c *RouteConfig) { c.Retention = "" }, `BRIDGE_ROUTE_B_RETENTION: "0s": route a, which shares table t, has 168h0m0s`},
-		{func(c *RouteConfig) { c.Key, c.Time, c.Retention = "$.id", "", "" }, `BRIDGE_ROUTE_B_KEY: route a, which shares table t, has rows unique by (device_id, time, message_id), this one by (device_id, message_id)`},
+		{func(c *RouteConfig) { c.Retention = "" }, `BRIDGE_ROUTE_B_RETENTION: route a, which shares table t, has 7d, this one has none`},
+		{
+			func(c *RouteConfig) { c.Partition, c.Retention = "month", "12w" },
+			"BRIDGE_ROUTE_B_PARTITION: \"month\": route a, which shares table t, has day\nBRIDGE_ROUTE_B_RETENTION: \"84d\": route a, which shares table t, has 7d",
+		},
+		{func(c *RouteConfig) { c.Retention = "12w36h" }, `BRIDGE_ROUTE_B_RETENTION: "85d12h": route a, which shares table t, has 7d`},
+		{func(c *RouteConfig) { c.Key, c.Time, c.Retention = "$.id", "", "" }, `BRIDGE_ROUTE_B_KEY: route a, which shares table t, has rows unique by (device_id, time, message_id), this one by (device_id, message_id): both or neither need TIME`},
 	} {
 		other := same
 		test.change(&other)
-		if _, err := Compile([]RouteConfig{base, other}); err == nil || !strings.Contains(err.Error(), test.want) {
+		if _, err := Compile([]RouteConfig{base, other}); err == nil || err.Error() != test.want {
 			t.Errorf("%v, want %s", err, test.want)
 		}
+	}
+	forever := same
+	forever.Name, forever.Topic, forever.Retention = "c", "c/#", ""
+	if _, err := Compile([]RouteConfig{forever, same}); err == nil || err.Error() != `BRIDGE_ROUTE_B_RETENTION: "7d": route c, which shares table t, has none` {
+		t.Errorf("%v", err)
 	}
 
 	// A third route of the table, and a fourth: what each differs in is told once, and names the route that has it.
@@ -254,6 +268,23 @@ func TestParseRetention(t *testing.T) {
 		if got, ok := parseRetention(text); got != want && ok || ok != (want > 0) {
 			t.Errorf("%q is %s %t", text, got, ok)
 		}
+	}
+}
+
+func TestRetentionText(t *testing.T) {
+	for text, want := range map[string]string{
+		"84d": "84d", "12w": "84d", "36h": "1d12h", "1h": "1h", "90m": "1h30m", "10s": "10s", "1m10s": "1m10s", "1d1m": "1d1m", "1h10s": "1h0m10s",
+	} {
+		d, _ := parseRetention(text)
+		if got := RetentionText(d); got != want {
+			t.Errorf("%s is shown as %s, want %s", text, got, want)
+		}
+		if again, ok := parseRetention(want); !ok || again != d {
+			t.Errorf("%s is read as %s, want %s", want, again, d)
+		}
+	}
+	if got := RetentionText(0); got != "none" {
+		t.Errorf("no retention is shown as %s", got)
 	}
 }
 
