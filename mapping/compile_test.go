@@ -214,26 +214,27 @@ func TestWarnings(t *testing.T) {
 	for _, test := range []struct {
 		story   string
 		configs []RouteConfig
-		want    string // in the only warning; none if empty
+		want    string // begins the only warning; none if empty
 	}{
-		{"filters that overlap in part", []RouteConfig{{Name: "one", Topic: "a/+/x"}, {Name: "two", Topic: "a/b/#"}}, "The filters a/+/x (route one) and a/b/# (route two) overlap, and neither holds all of the other: for a topic that both match, such as a/b/x,"},
+		{"filters that overlap in part", []RouteConfig{{Name: "one", Topic: "a/+/x"}, {Name: "two", Topic: "a/b/#"}}, "BRIDGE_ROUTE_ONE_TOPIC, BRIDGE_ROUTE_TWO_TOPIC: the filters a/+/x and a/b/# overlap, and neither holds all of the other: for a topic that both match, such as a/b/x,"},
 		{"one filter within the other", []RouteConfig{{Name: "one", Topic: "a/#"}, {Name: "two", Topic: "a/b/x"}}, ""},
 		{"an overlap within a cover", []RouteConfig{{Name: "one", Topic: "a/+/x"}, {Name: "two", Topic: "a/b/#"}, {Name: "all", Topic: "#"}}, ""},
-		{"an overlap of several routes", []RouteConfig{{Name: "one", Topic: "a/+/x"}, {Name: "two", Topic: "a/b/#"}, {Name: "three", Topic: "a/c/x"}}, "(routes one, three)"},
-		{"a filter behind a wider one", []RouteConfig{{Name: "one", Topic: "a/# a/{b}"}}, "Route one: the filter a/+ has no effect, for a/# before it"},
+		{"an overlap of several routes", []RouteConfig{{Name: "one", Topic: "a/+/x"}, {Name: "two", Topic: "a/b/#"}, {Name: "three", Topic: "a/c/x"}}, "BRIDGE_ROUTE_ONE_TOPIC, BRIDGE_ROUTE_THREE_TOPIC, BRIDGE_ROUTE_TWO_TOPIC: the filters a/+/x and a/b/# overlap"},
+		{"an overlap within a route", []RouteConfig{{Name: "one", Topic: "a/+/x a/b/#"}}, "BRIDGE_ROUTE_ONE_TOPIC: the filters a/+/x and a/b/# overlap"},
+		{"a filter behind a wider one", []RouteConfig{{Name: "one", Topic: "a/# a/{b}"}}, "BRIDGE_ROUTE_ONE_TOPIC: the filter a/+ has no effect, for a/# before it"},
 		{"a narrow filter before", []RouteConfig{{Name: "one", Topic: "a/{b} a/#"}}, ""},
-		{"a layout without offset", []RouteConfig{{Name: "one", Topic: "a", Time: "$.t", TimeFormat: "2006-01-02 15:04:05"}}, "times are read as UTC"},
+		{"a layout without offset", []RouteConfig{{Name: "one", Topic: "a", Time: "$.t", TimeFormat: "2006-01-02 15:04:05"}}, "BRIDGE_ROUTE_ONE_TIME_FORMAT: the layout has no offset and TIME_ZONE is not set: times are read as UTC"},
 		{"the same with a zone", []RouteConfig{{Name: "one", Topic: "a", Time: "$.t", TimeFormat: "2006-01-02 15:04:05", TimeZone: "Europe/Berlin"}}, ""},
 		{"the same with an offset", []RouteConfig{{Name: "one", Topic: "a", Time: "$.t", TimeFormat: "2006-01-02 15:04:05Z07:00"}}, ""},
-		{"a time that may fall back", []RouteConfig{{Name: "one", Topic: "a", Time: "$.t ?? received_at"}}, "where TIME falls back to received_at"},
-		{"the receipt as time", []RouteConfig{{Name: "one", Topic: "a", Time: "received_at"}}, "KEY=auto means delivery"},
-		{"elements keep their own payload", []RouteConfig{{Name: "one", Topic: "a", Each: "$.a"}}, "what stands beside the array"},
-		{"a key that elements share", []RouteConfig{{Name: "one", Topic: "a", Each: "$.a", Key: "$.id", Payload: "drop", Columns: "v=@.v"}}, "KEY names nothing of the element"},
-		{"a comma in a filter", []RouteConfig{{Name: "one", Topic: "a,b/c"}}, "the comma belongs to the filter a,b/c: several filters are separated by spaces"},
-		{"nothing is kept", []RouteConfig{{Name: "one", Topic: "a", Payload: "drop"}}, "keeps nothing"},
+		{"a time that may fall back", []RouteConfig{{Name: "one", Topic: "a", Time: "$.t ?? received_at"}}, "BRIDGE_ROUTE_ONE_TIME: where it falls back to received_at"},
+		{"the receipt as time", []RouteConfig{{Name: "one", Topic: "a", Time: "received_at"}}, "BRIDGE_ROUTE_ONE_TIME: it is the time of receipt, which no second delivery repeats: KEY=auto means delivery"},
+		{"elements keep their own payload", []RouteConfig{{Name: "one", Topic: "a", Each: "$.a"}}, "BRIDGE_ROUTE_ONE_PAYLOAD: with EACH the payload kept is the element; what stands beside the array"},
+		{"a key that elements share", []RouteConfig{{Name: "one", Topic: "a", Each: "$.a", Key: "$.id", Payload: "drop", Columns: "v=@.v"}}, "BRIDGE_ROUTE_ONE_KEY: it names nothing of the element"},
+		{"a comma in a filter", []RouteConfig{{Name: "one", Topic: "a,b/c"}}, "BRIDGE_ROUTE_ONE_TOPIC: the comma belongs to the filter a,b/c: several filters are separated by spaces"},
+		{"nothing is kept", []RouteConfig{{Name: "one", Topic: "a", Payload: "drop"}}, "BRIDGE_ROUTE_ONE_PAYLOAD: drop without COLUMNS keeps nothing"},
 	} {
 		got := mustCompile(t, test.configs...).Warnings()
-		if test.want == "" && len(got) != 0 || test.want != "" && (len(got) != 1 || !strings.Contains(got[0], test.want)) {
+		if test.want == "" && len(got) != 0 || test.want != "" && (len(got) != 1 || !strings.HasPrefix(got[0], test.want) || strings.HasSuffix(got[0], ".")) {
 			t.Errorf("%s: %q, want %q", test.story, got, test.want)
 		}
 	}
