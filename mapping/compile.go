@@ -388,6 +388,9 @@ func (c *compiler) key() {
 		}
 	}
 	r.keys = keys
+	for i := range keys {
+		r.KeyExpressions = append(r.KeyExpressions, keys[i].text)
+	}
 	if len(c.errs) > before {
 		r.key = keyAuto // what an explicit key forbids is not told: it may not be meant to be one
 	}

@@ -32,6 +32,32 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+// TestCheckRoute: the lines about a route say what of its configuration decides over its rows.
+func TestCheckRoute(t *testing.T) {
+	for _, c := range []struct {
+		env  string
+		want string
+	}{
+		{"", "--   table:     a\n--   partition: day, kept for ever\n--   messages are told apart by their delivery: a redelivery"},
+		{"TIME=$.ts PARTITION=week RETENTION=12w", "--   partition: week, kept for 84d\n--   messages are told apart by what they hold: neither"},
+		{
+			"KEY=$.seq", "--   partition: none, kept for ever\n--   messages are told apart by KEY ($.seq) and device, for ever: one with equal values makes no second row, " +
+				"whatever else it holds; when a counter begins anew, new messages pass for old ones\n",
+		},
+		{"KEY=$.seq,user.x TIME=$.ts", "--   messages are told apart by KEY ($.seq, user.x), device and TIME: one with equal values makes no second row, whatever else it holds\n"},
+		{"KEY=delivery TIME=$.ts", "--   messages are told apart by their delivery: "},
+	} {
+		env := []string{"BRIDGE_ROUTES=a", "BRIDGE_ROUTE_A_TOPIC=a/+"}
+		for entry := range strings.FieldsSeq(c.env) {
+			env = append(env, "BRIDGE_ROUTE_A_"+entry)
+		}
+		environment(t, env...)
+		if code, stdout, stderr := bridge(t, "", "check"); code != exitOK || !strings.Contains(stdout, c.want) {
+			t.Errorf("%s: exit %d, %s\n%swant %s", c.env, code, stderr, stdout, c.want)
+		}
+	}
+}
+
 // TestCheckSharedTable: routes into one table give one statement, with the columns of all.
 func TestCheckSharedTable(t *testing.T) {
 	environment(t, "BRIDGE_ROUTES=a,b,c", "BRIDGE_ROUTE_A_TOPIC=a/+", "BRIDGE_ROUTE_A_TABLE=readings", "BRIDGE_ROUTE_A_COLUMNS=x:int4=$.x, y:int4=$.y", "BRIDGE_ROUTE_A_PAYLOAD=drop",

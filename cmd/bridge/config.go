@@ -261,7 +261,7 @@ func (cfg *config) loadRoutes(found *problems, known map[string]string) {
 	cfg.warnAboutStatusTopic()
 	if cfg.MQTT.QoS.value == 2 {
 		cfg.warnings = append(cfg.warnings, "BRIDGE_MQTT_QOS=2 takes two more packets for each message and gives nothing that 1 does not give: "+
-			"rows are written once either way, and what publishers send with QoS 2 is told apart by the broker.")
+			"redeliveries are recognised by the ledger and the route's key either way, and what publishers send with QoS 2 reaches the broker once")
 	}
 	keyless := func(r *mapping.Route) bool { return !r.Keyed }
 	if len(cfg.MQTT.URLs.value) > 1 && cfg.MQTT.CommonSessions.value == "off" && slices.ContainsFunc(routes.All(), keyless) {
@@ -270,8 +270,8 @@ func (cfg *config) loadRoutes(found *problems, known map[string]string) {
 	}
 	for _, route := range cfg.routeConfigs {
 		if strings.TrimSpace(route.Retained) == "store" && cfg.MQTT.Mode.value == "shared" {
-			cfg.warnings = append(cfg.warnings, fmt.Sprintf("Route %s: RETAINED=store has no effect on shared subscriptions, to which brokers send no retained messages; "+
-				"BRIDGE_MQTT_MODE=exclusive gets them. (What is published while the bridge is subscribed is stored in any case.)", route.Name))
+			cfg.warnings = append(cfg.warnings, fmt.Sprintf("BRIDGE_ROUTE_%s_RETAINED: store has no effect on shared subscriptions, to which brokers send no retained messages; "+
+				"BRIDGE_MQTT_MODE=exclusive gets them (what is published while the bridge is subscribed is stored in any case)", strings.ToUpper(route.Name)))
 		}
 	}
 }
@@ -286,7 +286,7 @@ func (cfg *config) warnAboutRetention(route *mapping.Route) {
 	t := &route.Table
 	if width := widths[t.Partition]; t.Retention > 0 && t.Retention < width {
 		cfg.warnings = append(cfg.warnings, fmt.Sprintf("BRIDGE_ROUTE_%s_RETENTION (%s) is shorter than a partition (%s): a partition is dropped when all of it is older, "+
-			"so rows stay for up to a %[3]s longer", strings.ToUpper(route.Name), t.Retention, t.Partition))
+			"so rows stay for up to a %[3]s longer", strings.ToUpper(route.Name), mapping.RetentionText(t.Retention), t.Partition))
 	}
 }
 
