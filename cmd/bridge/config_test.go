@@ -543,10 +543,23 @@ func TestWrongConfigurations(t *testing.T) {
 				"BRIDGE_ROUTE_A_PAYLAOD: no such variable; did you mean BRIDGE_ROUTE_A_PAYLOAD?",
 			},
 		},
-		{"a colon forgotten", route("BRIDGE_ROUTE_A_COLUMNS=t float8 = $.t"), []string{`BRIDGE_ROUTE_A_COLUMNS: "float8 = $.t": character 3: column t: expected a colon before the type: t:float8 = …`}},
+		{"a colon forgotten", route("BRIDGE_ROUTE_A_COLUMNS=t float8 = $.t"), []string{`BRIDGE_ROUTE_A_COLUMNS: "t float8 = $.t": character 3: column t: expected a colon before the type: t:float8 = …`}},
 		{
 			"route that is not listed", route("BRIDGE_ROUTE_B_TOPIC=x", "BRIDGE_ROUTE_B_TIME_FORMAT=unix"),
 			[]string{"BRIDGE_ROUTE_B_TOPIC: route b is not in BRIDGE_ROUTES; did you mean BRIDGE_ROUTE_A_TOPIC?", "BRIDGE_ROUTE_B_TIME_FORMAT: route b is not in BRIDGE_ROUTES"},
+		},
+		{
+			"a typo beside another route", // of which nothing is meant, however near its name is
+			[]string{
+				"BRIDGE_ROUTES=a,b,a_b", "BRIDGE_ROUTE_A_TOPIC=a", "BRIDGE_ROUTE_B_TOPIC=b", "BRIDGE_ROUTE_A_B_TOPIC=c",
+				"BRIDGE_ROUTE_B_A_TOPIC=x", "BRIDGE_ROUTE_B_EVENT_TIME=x", "BRIDGE_ROUTE_A_B_TIMEFORMAT=unix", "BRIDGE_ROUTE_B_A_B_TIME=x",
+			},
+			[]string{
+				"BRIDGE_ROUTE_B_A_TOPIC: route b_a is not in BRIDGE_ROUTES; did you mean BRIDGE_ROUTE_B_TOPIC?",
+				"BRIDGE_ROUTE_B_EVENT_TIME: route b_event is not in BRIDGE_ROUTES",
+				"BRIDGE_ROUTE_A_B_TIMEFORMAT: no such variable; did you mean BRIDGE_ROUTE_A_B_TIME_FORMAT?",
+				"BRIDGE_ROUTE_B_A_B_TIME: route b_a_b is not in BRIDGE_ROUTES; did you mean BRIDGE_ROUTE_B_TIME?",
+			},
 		},
 		{"route suffix misspelt", route("BRIDGE_ROUTE_A_COLUMS=x=1"), []string{"BRIDGE_ROUTE_A_COLUMS: no such variable; did you mean BRIDGE_ROUTE_A_COLUMNS?"}},
 		{"route without topic", []string{"BRIDGE_ROUTES=a,b", "BRIDGE_ROUTE_A_FORMAT=json"}, []string{"BRIDGE_ROUTE_A_TOPIC:", "BRIDGE_ROUTE_B_TOPIC:"}},

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"regexp"
 	"slices"
@@ -89,17 +90,20 @@ func (p *problems) addUnknown(environment []string, known map[string]string, rou
 
 // unknownReason says why nobody reads a variable, and what may be meant.
 func unknownReason(name string, known map[string]string, routes []string) string {
+	own := ownRoute(name, routes)
+	if own != "" { // the variables of another may be nearer, and are not meant
+		known = maps.Clone(known)
+		maps.DeleteFunc(known, func(_, route string) bool { return route != own })
+	}
 	if route, ok := routeOf(name); ok && !slices.Contains(routes, route) {
 		return fmt.Sprintf("route %s is not in BRIDGE_ROUTES", route) + didYouMean(closest(name, known))
 	}
-	for _, route := range routes {
-		start := prefix + "_ROUTE_" + strings.ToUpper(route) + "_"
-		if suffix, ok := strings.CutPrefix(name, start); ok {
-			if near := closestSuffix(suffix); near != "" {
-				return "no such variable" + didYouMean(start+near)
-			}
-			return "no such variable; bridge help env lists what a route has"
+	if own != "" {
+		start := routeStart(own)
+		if near := closestSuffix(strings.TrimPrefix(name, start)); near != "" {
+			return "no such variable" + didYouMean(start+near)
 		}
+		return "no such variable; bridge help env lists what a route has"
 	}
 	if rest, ok := strings.CutPrefix(name, prefix+"_ROUTE_"); ok {
 		if route, suffix, ok := strings.Cut(rest, "_"); ok && closestSuffix(suffix) != "" {
@@ -108,6 +112,20 @@ func unknownReason(name string, known map[string]string, routes []string) string
 	}
 	return "no such variable" + didYouMean(closest(name, known))
 }
+
+// ownRoute is the route whose variables begin like this one; empty: none.
+func ownRoute(variable string, routes []string) string {
+	own := ""
+	for _, route := range routes {
+		if strings.HasPrefix(variable, routeStart(route)) && len(route) > len(own) {
+			own = route
+		}
+	}
+	return own
+}
+
+// routeStart begins the names of a route's variables.
+func routeStart(route string) string { return prefix + "_ROUTE_" + strings.ToUpper(route) + "_" }
 
 func didYouMean(near string) string {
 	if near == "" {
