@@ -21,7 +21,7 @@ const prefix = "BRIDGE"
 
 // config is the configuration as the environment gives it. envconfig reads it, `bridge help env`
 // prints it. Tags: default and split_words are envconfig's; desc is the meaning; oneof are all the
-// values there are; secret values never appear in a message or a log.
+// values there are; secret values never appear in a message or a log; verbatim ones may stand in quotes.
 //
 // Names come from the fields, never from an envconfig tag: such a tag would read the variable
 // without the prefix too.
@@ -52,7 +52,7 @@ type mqttConfig struct {
 	URLs            addresses `default:"mqtt://localhost:1883" secret:"true" desc:"comma list, tried in turn; schemes mqtt, mqtts, ws, wss (tcp, ssl, tls accepted)"`
 	Username        text      `desc:"user name for the broker; a URL may hold user and password instead, mqtt://user:password@broker:1883"`
 	UsernameFile    text      `split_words:"true" desc:"file that holds the user name"`
-	Password        text      `secret:"true" desc:"password for the broker"`
+	Password        text      `secret:"true" verbatim:"true" desc:"password for the broker"`
 	PasswordFile    text      `split_words:"true" desc:"file that holds the password; read again at every connection attempt"`
 	CAFile          text      `split_words:"true" desc:"PEM file of the authorities that may sign the broker's certificate; default the system's"`
 	CertFile        text      `split_words:"true" desc:"PEM file of the client certificate, for mutual TLS"`
@@ -125,6 +125,7 @@ type routeConfig struct {
 func loadConfig() (*config, error) {
 	cfg := &config{}
 	var found problems
+	found.unquote(variablesOf(prefix, cfg))
 	if err := envconfig.Process(prefix, cfg); err != nil { // settings never fail to decode
 		return nil, fmt.Errorf("read the environment: %w", err)
 	}
@@ -142,7 +143,6 @@ func loadConfig() (*config, error) {
 			found.add(variable, value, reason)
 		}
 	})
-	found.addQuoted(variablesOf(prefix, cfg))
 	cfg.loadRoutes(&found, known)
 	found.addUnknown(os.Environ(), known, slices.Concat(cfg.Routes.value, meantNames(cfg.Routes.text)))
 	if len(found) > 0 {
@@ -232,7 +232,7 @@ func (cfg *config) loadRoutes(found *problems, known map[string]string) {
 			}
 			known[v.name] = name
 		}
-		found.addQuoted(variables)
+		found.unquote(variables)
 		if err := envconfig.Process(routePrefix, &route); err != nil { // all are text
 			found.add("BRIDGE_ROUTES", name, err.Error())
 		}

@@ -41,22 +41,31 @@ func (p *problems) Error() string {
 	return strings.Join(lines, "\n")
 }
 
+// inQuotes is the reason of a value in quotes that mean nothing.
+const inQuotes = "expected a value without quotes around it: outside of a shell they are a part of it"
+
+// add adds a mistake, but for what else may be said of a value in quotes.
 func (p *problems) add(variable, value, reason string) {
-	*p = append(*p, problem{variable, value, strings.Join(strings.Fields(reason), " ")})
+	if !slices.ContainsFunc(*p, func(one problem) bool { return one.variable == variable && one.reason == inQuotes }) {
+		*p = append(*p, problem{variable, value, strings.Join(strings.Fields(reason), " ")})
+	}
 }
 
-// addQuoted adds the variables whose values stand in quotes that mean nothing. A shell takes them away; Docker, kustomize
-// and systemd do not. A topic filter in quotes is a topic filter, which nothing matches, and a path in quotes a constant.
-func (p *problems) addQuoted(variables []variable) {
+// unquote adds the variables whose values stand in quotes that mean nothing, before anybody reads them. A shell takes
+// such quotes away; Docker, kustomize and systemd do not. So that nothing of other variables seems wrong for them, they are
+// taken away here: the process ends with these problems in any case.
+func (p *problems) unquote(variables []variable) {
 	for _, v := range variables {
 		value := os.Getenv(v.name)
-		n := len(value)
-		if v.secret() || n < 2 || value[0] != '\'' && value[0] != '"' || value[n-1] != value[0] {
+		inner, ok := v.unquoted(strings.TrimSpace(value))
+		if !ok {
 			continue
 		}
-		if constant := v.setting == nil && !strings.HasSuffix(v.name, "_TOPIC"); !constant || value[1] == '$' {
-			p.add(v.name, value, "expected a value without quotes around it: outside of a shell they are a part of it")
+		if v.secret() {
+			value = hidden
 		}
+		p.add(v.name, value, inQuotes)
+		_ = os.Setenv(v.name, inner) // it was set, so it can be
 	}
 }
 
