@@ -160,7 +160,7 @@ func TestCheckConnect(t *testing.T) {
 		query(t, url, `alter table telemetry alter n type int4 using null`)
 		query(t, url, `create role reader login`)
 		check(t, exitFailure, nil, []string{
-			`route telemetry: table telemetry: the role has no privilege to insert: grant select, insert on "public"."telemetry" to the role`,
+			`route telemetry: table telemetry: the role has no privilege to insert: grant select, insert on "public"."telemetry" to "reader"`,
 			`schema bridge does not exist and this user may not create it: grant create on database "testcheckconnect" to "reader"`,
 		}, "BRIDGE_DATABASE_URL="+as("reader"))
 		query(t, url, `create schema bridge`)
@@ -207,8 +207,11 @@ func TestCheckConnect(t *testing.T) {
 			t.Fatalf("migrate: %s", stderr)
 		}
 		query(t, url, `insert into bridge.replicas (id, share_name, host) select 'r' || n, 'bridge', 'h' from generate_series(1, 3) n`)
-		check(t, exitOK, nil, []string{"warning: database: 3 replicas are running for 2 sessions, so 1 of them only stand by"}, "BRIDGE_MQTT_SESSIONS=2")
-		check(t, exitOK, []string{"-- database: 3 replicas are running, for 3 sessions"}, nil, "BRIDGE_MQTT_SESSIONS=3")
+		check(t, exitOK, nil, []string{"warning: database: 3 replicas running for 2 sessions, 1 of them on standby: BRIDGE_MQTT_SESSIONS is"}, "BRIDGE_MQTT_SESSIONS=2")
+		check(t, exitOK, nil, []string{"warning: database: 3 replicas running for 1 session, 2 of them on standby: BRIDGE_MQTT_SESSIONS is"})
+		check(t, exitOK, []string{"-- database: 3 replicas running, for 3 sessions"}, nil, "BRIDGE_MQTT_SESSIONS=3")
+		query(t, url, `update bridge.replicas set heartbeat_at = now() - interval '1 minute' where id <> 'r1'`)
+		check(t, exitOK, []string{"-- database: 1 replica running, for 1 session\n"}, nil)
 		query(t, url, `update bridge.replicas set heartbeat_at = now() - interval '1 minute'`)
 		check(t, exitOK, nil, nil) // of the dead nothing is said
 		query(t, url, `drop schema bridge cascade`)

@@ -69,7 +69,7 @@ type mqttConfig struct {
 	MaxMessageBytes size      `split_words:"true" default:"16MiB" desc:"greatest message that is held whole; of a larger one the beginning becomes a dead letter with reason too_large"`
 	CommonSessions  text      `split_words:"true" default:"off" oneof:"off on" desc:"on: all of BRIDGE_MQTT_URLS are one broker, or a cluster whose nodes share their sessions"`
 	StatusTopic     text      `split_words:"true" desc:"when set: retained online below <topic>/<client id> after connect, offline as Will and before a clean disconnect"`
-	Trial           text      `default:"on" oneof:"on off" desc:"a replica tries the broker under a random client id before it takes a share of the sessions of others, and before it leaves them its own because it alone has lost the broker; off where the broker admits known client ids alone"`
+	Trial           text      `default:"on" oneof:"on off" desc:"on: a replica that alone has lost the broker leaves its sessions to the others; before, both sides try the broker under a random client id. off, where the broker admits known client ids alone: it keeps them"`
 	Watch           text      `default:"on" oneof:"on off" desc:"one more connection that reads the broker's version and its count of dropped messages below $SYS"`
 }
 
@@ -85,7 +85,7 @@ type databaseConfig struct {
 type batchConfig struct {
 	MaxMessages integer  `split_words:"true" default:"7500" desc:"most messages in one transaction"`
 	MaxBytes    size     `split_words:"true" default:"8MiB" desc:"most bytes in one transaction; a larger message goes alone"`
-	Linger      duration `default:"40ms" desc:"greatest time between batches that is waited for more messages; at up to 2 500 messages a second it is 5ms, and a lone message does not wait"`
+	Linger      duration `default:"40ms" desc:"how long messages may wait for others to be committed with, at most: more makes fewer and larger transactions; up to 2 500 messages a second it is 5ms, and a lone message does not wait"`
 }
 
 type httpConfig struct {
@@ -108,7 +108,7 @@ type routeConfig struct {
 	Device       string `type:"expression" unset:"{device_id} if captured, else the second topic level, else the topic" desc:"what device_id is"`
 	Time         string `type:"expression" unset:"receipt time" desc:"what the event time is"`
 	TimeFormat   string `split_words:"true" type:"auto | rfc3339 | unix | unix_ms | unix_us | unix_ns | Go layout" unset:"auto" desc:"how the event time is written"`
-	TimeZone     string `split_words:"true" type:"time zone" unset:"UTC" desc:"zone of stamps that name none"`
+	TimeZone     string `split_words:"true" type:"time zone" unset:"none: such stamps are refused; UTC with a Go layout" desc:"zone of stamps that name none, in TIME and in columns of type timestamptz"`
 	Columns      string `type:"columns" desc:"comma or newline list of name[:type] = expression, with PostgreSQL's types"`
 	Key          string `type:"auto | delivery | expressions" unset:"auto" desc:"what identifies a message, whoever sends it again: event time and content if there is TIME, its delivery alone, or these values"`
 	Payload      string `type:"keep | drop | rest" unset:"keep" desc:"what column payload holds: everything, nothing, or the fields that no column took"`
