@@ -226,8 +226,8 @@ func TestCheckConnect(t *testing.T) {
 	})
 	t.Run("a line each", func(t *testing.T) {
 		environment(t, "BRIDGE_MQTT_URLS=mqtt://127.0.0.1:1", "BRIDGE_DATABASE_URL=postgres://u@127.0.0.1:1,127.0.0.1:2/d")
-		if _, _, stderr := bridge(t, "", "check", "--connect"); strings.Count(stderr, "\n") != 2 {
-			t.Errorf("two problems in more than two lines:\n%s", stderr)
+		if _, _, stderr := bridge(t, "", "check", "--connect"); strings.Count(stderr, "\n") != 2 || strings.Count(stderr, "connection refused") != 3 {
+			t.Errorf("three addresses, in two lines, and each once:\n%s", stderr)
 		}
 	})
 	t.Run("subscription downgraded", func(t *testing.T) {
