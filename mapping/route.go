@@ -52,8 +52,6 @@ type Route struct {
 	// duplicate can be recognised in the table. Single rows of a keyed route may still lack a
 	// reproducible id (an event time that fell back to the receipt time).
 	Keyed bool
-	// KeyExpressions are those of an explicit KEY, as the operator wrote them; none: it is auto or delivery.
-	KeyExpressions []string
 	// Each says that a message may give any number of rows, not just one.
 	Each bool
 
@@ -73,6 +71,8 @@ type Route struct {
 
 	Filters []string // the topic filters, captures replaced by + and #
 	Table   Table
+	// KeyExpressions are those of an explicit KEY, as the operator wrote them; none: it is auto or delivery.
+	KeyExpressions []string
 
 	device      expression
 	time        expression
