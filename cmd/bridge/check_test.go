@@ -189,7 +189,7 @@ func TestCheckConnect(t *testing.T) {
 		query(t, url, `grant select, insert on all tables in schema public to clerk`)
 		clerk, off := "BRIDGE_DATABASE_URL="+as("clerk"), "BRIDGE_MIGRATE=off"
 		check(t, exitOK, []string{"table public.telemetry fits"}, nil, clerk, off)
-		check(t, exitOK, nil, []string{"warning: database: route telemetry: partitions are not made: table public.telemetry belongs to another role"}, clerk)
+		check(t, exitOK, nil, []string{"warning: database: route telemetry: partitions are neither made nor dropped: table public.telemetry belongs to another role"}, clerk)
 		query(t, url, `revoke insert, delete on bridge.deliveries from clerk`)
 		query(t, url, `revoke execute on all functions in schema bridge from public`)
 		check(t, exitOK, nil, []string{"warning: database: this user may not delete on table deliveries, execute on function ", "insert on table deliveries: grant select,"}, clerk, off)
