@@ -225,6 +225,25 @@ func TestBrokerWithoutMQTT5(t *testing.T) {
 	}
 }
 
+// TestPortOfAnotherProtocol: who takes TLS or a WebSocket for nonsense closes the connection, or answers in plain text.
+func TestPortOfAnotherProtocol(t *testing.T) {
+	for scheme, want := range map[string]string{
+		"mqtts": "tls handshake: ", "ws": "websocket handshake: ", "wss": "websocket handshake: ",
+	} {
+		for _, answer := range []string{"", "20 02 00 01"} {
+			if scheme == "ws" && answer != "" {
+				continue // no HTTP, as the error says
+			}
+			r := newRig(t, nil, strings.Replace(fakeBroker(t, unhex(t, answer)), "mqtt", scheme, 1))
+			eventually(t, "a reason", func() bool { return r.session.Status().LastReason != "" })
+			hint := map[string]string{"mqtts": ": does this port speak TLS?", "ws": ": does this port speak WebSocket?", "wss": ": does this port speak WebSocket and TLS?"}[scheme]
+			if got := r.session.Status().LastReason; !strings.HasPrefix(got, want) || !strings.HasSuffix(got, hint) {
+				t.Errorf("%s, answer %q: %s", scheme, answer, got)
+			}
+		}
+	}
+}
+
 // Told of the takeover, a session stays away long enough for people to look.
 func TestTakeoverWithReasonCode(t *testing.T) {
 	broker := startMochi(t, nil)

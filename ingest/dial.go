@@ -3,11 +3,14 @@ package ingest
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -65,9 +68,18 @@ func dial(ctx context.Context, u *url.URL, files *tlsFiles) (net.Conn, error) {
 	conn := tls.Client(nc, tlsConfig)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		_ = nc.Close()
-		return nil, fmt.Errorf("tls handshake: %w", err)
+		return nil, fmt.Errorf("tls handshake: %w%s", err, doubt(err, "TLS"))
 	}
 	return conn, nil
+}
+
+// doubt asks whether the port speaks the protocol, if the error is what one of another protocol makes of a handshake.
+func doubt(err error, protocol string) string {
+	noTLS := tls.RecordHeaderError{}
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.As(err, &noTLS) {
+		return ": does this port speak " + protocol + "?"
+	}
+	return ""
 }
 
 func dialWebSocket(ctx context.Context, u *url.URL, tlsConfig *tls.Config) (net.Conn, error) {
@@ -88,8 +100,10 @@ func dialWebSocket(ctx context.Context, u *url.URL, tlsConfig *tls.Config) (net.
 	switch {
 	case err != nil && response != nil:
 		return nil, fmt.Errorf("websocket handshake: %w (HTTP status %s)", err, response.Status)
+	case err != nil && tlsConfig != nil:
+		return nil, fmt.Errorf("websocket handshake: %w%s", err, doubt(err, "WebSocket and TLS"))
 	case err != nil:
-		return nil, fmt.Errorf("websocket handshake: %w", err)
+		return nil, fmt.Errorf("websocket handshake: %w%s", err, doubt(err, "WebSocket"))
 	}
 	return &webSocketConn{Conn: ws, longest: heavyTimeout}, nil
 }

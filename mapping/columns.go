@@ -26,7 +26,7 @@ var reserved = map[string]string{
 // parseColumns reads COLUMNS: name[:type] = expression, separated by commas or line ends. A type
 // left out is the one the expression has by nature. Behind a mistake it goes on with the next
 // column, to find them all.
-func parseColumns(text string, f format) (columns []column, errs []error) {
+func parseColumns(text string, f format) (columns []column, errs []*itemError) {
 	p := &parser{text: text}
 	for p.blanks(); p.pos < len(text); p.blanks() {
 		start := p.pos
@@ -41,12 +41,21 @@ func parseColumns(text string, f format) (columns []column, errs []error) {
 			err = p.separator()
 		}
 		if err != nil {
-			errs = append(errs, err)
 			p.skipItem(start)
+			errs = append(errs, &itemError{strings.TrimRight(text[start:p.pos], ", \t\r\n"), err})
 		}
 	}
 	return columns, errs
 }
+
+// itemError is what is wrong with one item of COLUMNS.
+type itemError struct {
+	item string // as the operator wrote it
+	err  error
+}
+
+func (e *itemError) Error() string { return e.err.Error() }
+func (e *itemError) Unwrap() error { return e.err }
 
 // skipItem goes from the start of an item to the next one.
 func (p *parser) skipItem(start int) {

@@ -348,7 +348,7 @@ func (c *compiler) time() {
 func (c *compiler) columns() {
 	columns, errs := parseColumns(c.config.Columns, c.route.format)
 	for _, err := range errs {
-		c.fail("COLUMNS", offending(c.config.Columns, err), err.Error())
+		c.fail("COLUMNS", err.item, err.Error())
 	}
 	for i := range columns {
 		col := &columns[i]
@@ -358,15 +358,10 @@ func (c *compiler) columns() {
 		}
 	}
 	c.route.columns = columns
-}
-
-// offending is the part of the text from which on it cannot be read.
-func offending(text string, err error) string {
-	var syntax *syntaxError
-	if !errors.As(err, &syntax) {
-		return text
+	zoned := func(col column) bool { return col.typ.base == typeTimestamptz }
+	if c.route.clock.zone != nil && c.config.Time == "" && errs == nil && !slices.ContainsFunc(columns, zoned) {
+		c.fail("TIME_ZONE", c.config.TimeZone, "has no effect without TIME or a column of type timestamptz")
 	}
-	return cut(strings.TrimSpace(text[syntax.offset:]), 40)
 }
 
 func (c *compiler) key() {
@@ -381,6 +376,7 @@ func (c *compiler) key() {
 		return
 	}
 	r.key, r.Keyed = keyExplicit, true
+	before := len(c.errs)
 	keys, err := parseExpressions(c.config.Key)
 	if err != nil {
 		c.fail("KEY", c.config.Key, err.Error()+" (or auto, or delivery)")
@@ -392,6 +388,12 @@ func (c *compiler) key() {
 		}
 	}
 	r.keys = keys
+	for i := range keys {
+		r.KeyExpressions = append(r.KeyExpressions, keys[i].text)
+	}
+	if len(c.errs) > before {
+		r.key = keyAuto // what an explicit key forbids is not told: it may not be meant to be one
+	}
 }
 
 // table lays out the route's table.
@@ -446,14 +448,15 @@ func (c *compiler) partition() {
 		}
 	}
 	if len(t.KeyColumns) == 2 { // an explicit key and no event time
-		const why = "KEY without TIME: partitions are made by time, and the time of receipt, which differs with each delivery, cannot stand in a unique key"
+		const why = "KEY without TIME makes a table without partitions (the time of receipt differs with each delivery and cannot stand in a unique key): " +
+			"set TIME, or leave %s out"
 		if config.Partition == "" {
 			t.Partition = PartitionNone
 		} else if t.Partition != PartitionNone {
-			c.fail("PARTITION", config.Partition, "expected none with "+why)
+			c.fail("PARTITION", config.Partition, fmt.Sprintf(why, "PARTITION"))
 		}
 		if config.Retention != "" {
-			c.fail("RETENTION", config.Retention, "needs partitions, which there are not with "+why)
+			c.fail("RETENTION", config.Retention, fmt.Sprintf(why, "RETENTION"))
 		}
 	} else if config.Retention != "" && t.Partition == PartitionNone {
 		c.fail("RETENTION", config.Retention, "needs PARTITION=day, week or month: it drops whole partitions")
@@ -487,6 +490,27 @@ func parseRetention(text string) (total time.Duration, ok bool) {
 	return total, total > 0
 }
 
+// RetentionText is a retention as people write it, in days rather than hours.
+func RetentionText(d time.Duration) string {
+	if d == 0 {
+		return "none"
+	}
+	text := ""
+	if days := d / (24 * time.Hour); days > 0 {
+		text = strconv.Itoa(int(days)) + "d"
+	}
+	if d %= 24 * time.Hour; d == 0 {
+		return text
+	}
+	rest := d.String()
+	for _, zero := range []string{"m0s", "h0m"} {
+		if strings.HasSuffix(rest, zero) {
+			rest = rest[:len(rest)-2]
+		}
+	}
+	return text + rest
+}
+
 // checkTables finds routes that want the same table in different ways. Each is compared with the first route of its
 // table, and its columns with the first route that has them, so that a mistake is told once.
 func checkTables(routes []*Route) (errs []error) {
@@ -506,14 +530,19 @@ func checkTables(routes []*Route) (errs []error) {
 			first[at] = owner{route: r}
 		} else {
 			s := &a.route.Table
-			if !slices.Equal(s.KeyColumns, t.KeyColumns) {
+			alike := slices.Equal(s.KeyColumns, t.KeyColumns)
+			if !alike { // which decides over partitions and retention, too
 				differ(a.route, "KEY", "", fmt.Sprintf("has rows unique by (%s), this one by (%s): both or neither need TIME", strings.Join(s.KeyColumns, ", "), strings.Join(t.KeyColumns, ", ")))
 			}
-			if s.Partition != t.Partition {
+			if alike && s.Partition != t.Partition {
 				differ(a.route, "PARTITION", string(t.Partition), "has "+string(s.Partition))
 			}
-			if s.Retention != t.Retention {
-				differ(a.route, "RETENTION", t.Retention.String(), "has "+s.Retention.String())
+			switch {
+			case !alike || s.Retention == t.Retention:
+			case t.Retention == 0:
+				differ(a.route, "RETENTION", "", "has "+RetentionText(s.Retention)+", this one has none")
+			default:
+				differ(a.route, "RETENTION", RetentionText(t.Retention), "has "+RetentionText(s.Retention))
 			}
 		}
 		for _, column := range t.Columns {

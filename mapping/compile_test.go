@@ -98,7 +98,12 @@ func TestMistakes(t *testing.T) {
 		{RouteConfig{Time: "$.ts", TimeFormat: "fast"}, `BRIDGE_ROUTE_R_TIME_FORMAT: "fast": expected auto`},
 		{RouteConfig{TimeFormat: "unix"}, `BRIDGE_ROUTE_R_TIME_FORMAT: "unix": has no effect without TIME`},
 		{RouteConfig{TimeZone: "Nowhere"}, `BRIDGE_ROUTE_R_TIME_ZONE: "Nowhere": expected a time zone`},
-		{RouteConfig{Columns: "a:float8=$.a, b:flot=$.b"}, `BRIDGE_ROUTE_R_COLUMNS: "flot=$.b": character 17: column b: "flot" is no type`},
+		{RouteConfig{TimeZone: "Europe/Berlin", Columns: "a=$.a, b:timestamp=$.b, c:date=$.c"}, `BRIDGE_ROUTE_R_TIME_ZONE: "Europe/Berlin": has no effect without TIME or a column of type timestamptz`},
+		{RouteConfig{TimeZone: "Europe/Berlin", Columns: "a:timestampz=$.a"}, `BRIDGE_ROUTE_R_COLUMNS: "a:timestampz=$.a": character 3`},
+		{RouteConfig{Columns: "a:float8=$.a, b:flot=$.b"}, `BRIDGE_ROUTE_R_COLUMNS: "b:flot=$.b": character 17: column b: "flot" is no type`},
+		{RouteConfig{Columns: "a:flot=$.a, b:float8=$.b\nc=topic"}, `BRIDGE_ROUTE_R_COLUMNS: "a:flot=$.a": character 3: column a: "flot" is no type`},
+		{RouteConfig{Columns: "a=topic\nb=$.b c=$.c\nd=topic"}, `BRIDGE_ROUTE_R_COLUMNS: "b=$.b c=$.c": character 15: expected ?? or a comma, found 'c'`},
+		{RouteConfig{Columns: "a=topic, a:numeric(10,2)=$['x,y'], b=topic"}, `BRIDGE_ROUTE_R_COLUMNS: "a:numeric(10,2)=$['x,y']": character 10: column a stands twice`},
 		{RouteConfig{Columns: "a:float8=$.a", Format: "text"}, `BRIDGE_ROUTE_R_COLUMNS: "$.a": JSONPath needs FORMAT=json; with FORMAT=text write payload`},
 		{RouteConfig{Columns: "a:int4='x'"}, `BRIDGE_ROUTE_R_COLUMNS: "a:int4 = 'x'": column a: 'x' cannot become int4: 'x' is no number`},
 		{RouteConfig{Columns: "a:uuid=qos"}, `column a: qos cannot become uuid`},
@@ -117,8 +122,10 @@ func TestMistakes(t *testing.T) {
 		{RouteConfig{Retention: "-5h"}, `BRIDGE_ROUTE_R_RETENTION: "-5h": expected a duration`},
 		{RouteConfig{Retention: "99999w"}, `BRIDGE_ROUTE_R_RETENTION: "99999w": expected a duration`},
 		{RouteConfig{Retention: "90d", Partition: "none"}, `BRIDGE_ROUTE_R_RETENTION: "90d": needs PARTITION=day`},
-		{RouteConfig{Key: "$.id", Partition: "day"}, `BRIDGE_ROUTE_R_PARTITION: "day": expected none with KEY without TIME`},
-		{RouteConfig{Key: "$.id", Retention: "90d"}, `BRIDGE_ROUTE_R_RETENTION: "90d": needs partitions, which there are not with KEY without TIME`},
+		{RouteConfig{Key: "$.id", Partition: "day"}, `BRIDGE_ROUTE_R_PARTITION: "day": KEY without TIME makes a table without partitions (the time of receipt differs with each delivery and cannot stand in a unique key): set TIME, or leave PARTITION out`},
+		{RouteConfig{Key: "$.id", Retention: "90d"}, `BRIDGE_ROUTE_R_RETENTION: "90d": KEY without TIME makes a table without partitions (the time of receipt differs with each delivery and cannot stand in a unique key): set TIME, or leave RETENTION out`},
+		{RouteConfig{Key: "dilivery", Retention: "90d", Partition: "day"}, `BRIDGE_ROUTE_R_KEY: "dilivery": character 1: expected an expression`},
+		{RouteConfig{Key: "{x}", Retention: "90d"}, `BRIDGE_ROUTE_R_KEY: "{x}": no topic pattern of the route captures {x}`},
 	} {
 		if test.config.Name == "" {
 			test.config.Name = "r"
@@ -148,7 +155,7 @@ func TestAllMistakesAtOnce(t *testing.T) {
 	if !errors.As(err, &joined) || len(joined.Unwrap()) != 10 {
 		t.Fatalf("%v", err)
 	}
-	for _, want := range []string{"A_TOPIC: \"x/#/y\"", "A_TOPIC: \"a+\"", "A_FORMAT", "A_COLUMNS: \", b", "A_COLUMNS: \"foo", "A_TIME", "A_RETENTION", "BRIDGE_ROUTES: \"a\": this route stands twice", "B_TOPIC: is required", "BRIDGE_ROUTES: \"none\": expected another name"} {
+	for _, want := range []string{"A_TOPIC: \"x/#/y\"", "A_TOPIC: \"a+\"", "A_FORMAT", "A_COLUMNS: \"a=\"", "A_COLUMNS: \"b:foo=$.b\"", "A_TIME", "A_RETENTION", "BRIDGE_ROUTES: \"a\": this route stands twice", "B_TOPIC: is required", "BRIDGE_ROUTES: \"none\": expected another name"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%v lacks %s", err, want)
 		}
@@ -168,14 +175,24 @@ func TestRoutesThatShareATable(t *testing.T) {
 	}{
 		{func(c *RouteConfig) { c.Columns = "x:float4=$.x" }, `BRIDGE_ROUTE_B_COLUMNS: "x:float4": route a, which shares table t, has x:float8`},
 		{func(c *RouteConfig) { c.Partition = "week" }, `BRIDGE_ROUTE_B_PARTITION: "week": route a, which shares table t, has day`},
-		{func(c *RouteConfig) { c.Retention = "" }, `BRIDGE_ROUTE_B_RETENTION: "0s": route a, which shares table t, has 168h0m0s`},
-		{func(c *RouteConfig) { c.Key, c.Time, c.Retention = "$.id", "", "" }, `BRIDGE_ROUTE_B_KEY: route a, which shares table t, has rows unique by (device_id, time, message_id), this one by (device_id, message_id)`},
+		{func(c *RouteConfig) { c.Retention = "" }, `BRIDGE_ROUTE_B_RETENTION: route a, which shares table t, has 7d, this one has none`},
+		{
+			func(c *RouteConfig) { c.Partition, c.Retention = "month", "12w" },
+			"BRIDGE_ROUTE_B_PARTITION: \"month\": route a, which shares table t, has day\nBRIDGE_ROUTE_B_RETENTION: \"84d\": route a, which shares table t, has 7d",
+		},
+		{func(c *RouteConfig) { c.Retention = "12w36h" }, `BRIDGE_ROUTE_B_RETENTION: "85d12h": route a, which shares table t, has 7d`},
+		{func(c *RouteConfig) { c.Key, c.Time, c.Retention = "$.id", "", "" }, `BRIDGE_ROUTE_B_KEY: route a, which shares table t, has rows unique by (device_id, time, message_id), this one by (device_id, message_id): both or neither need TIME`},
 	} {
 		other := same
 		test.change(&other)
-		if _, err := Compile([]RouteConfig{base, other}); err == nil || !strings.Contains(err.Error(), test.want) {
+		if _, err := Compile([]RouteConfig{base, other}); err == nil || err.Error() != test.want {
 			t.Errorf("%v, want %s", err, test.want)
 		}
+	}
+	forever := same
+	forever.Name, forever.Topic, forever.Retention = "c", "c/#", ""
+	if _, err := Compile([]RouteConfig{forever, same}); err == nil || err.Error() != `BRIDGE_ROUTE_B_RETENTION: "7d": route c, which shares table t, has none` {
+		t.Errorf("%v", err)
 	}
 
 	// A third route of the table, and a fourth: what each differs in is told once, and names the route that has it.
@@ -197,26 +214,27 @@ func TestWarnings(t *testing.T) {
 	for _, test := range []struct {
 		story   string
 		configs []RouteConfig
-		want    string // in the only warning; none if empty
+		want    string // begins the only warning; none if empty
 	}{
-		{"filters that overlap in part", []RouteConfig{{Name: "one", Topic: "a/+/x"}, {Name: "two", Topic: "a/b/#"}}, "The filters a/+/x (route one) and a/b/# (route two) overlap, and neither holds all of the other: for a topic that both match, such as a/b/x,"},
+		{"filters that overlap in part", []RouteConfig{{Name: "one", Topic: "a/+/x"}, {Name: "two", Topic: "a/b/#"}}, "BRIDGE_ROUTE_ONE_TOPIC, BRIDGE_ROUTE_TWO_TOPIC: the filters a/+/x and a/b/# overlap, and neither holds all of the other: for a topic that both match, such as a/b/x,"},
 		{"one filter within the other", []RouteConfig{{Name: "one", Topic: "a/#"}, {Name: "two", Topic: "a/b/x"}}, ""},
 		{"an overlap within a cover", []RouteConfig{{Name: "one", Topic: "a/+/x"}, {Name: "two", Topic: "a/b/#"}, {Name: "all", Topic: "#"}}, ""},
-		{"an overlap of several routes", []RouteConfig{{Name: "one", Topic: "a/+/x"}, {Name: "two", Topic: "a/b/#"}, {Name: "three", Topic: "a/c/x"}}, "(routes one, three)"},
-		{"a filter behind a wider one", []RouteConfig{{Name: "one", Topic: "a/# a/{b}"}}, "Route one: the filter a/+ has no effect, for a/# before it"},
+		{"an overlap of several routes", []RouteConfig{{Name: "one", Topic: "a/+/x"}, {Name: "two", Topic: "a/b/#"}, {Name: "three", Topic: "a/c/x"}}, "BRIDGE_ROUTE_ONE_TOPIC, BRIDGE_ROUTE_THREE_TOPIC, BRIDGE_ROUTE_TWO_TOPIC: the filters a/+/x and a/b/# overlap"},
+		{"an overlap within a route", []RouteConfig{{Name: "one", Topic: "a/+/x a/b/#"}}, "BRIDGE_ROUTE_ONE_TOPIC: the filters a/+/x and a/b/# overlap"},
+		{"a filter behind a wider one", []RouteConfig{{Name: "one", Topic: "a/# a/{b}"}}, "BRIDGE_ROUTE_ONE_TOPIC: the filter a/+ has no effect, for a/# before it"},
 		{"a narrow filter before", []RouteConfig{{Name: "one", Topic: "a/{b} a/#"}}, ""},
-		{"a layout without offset", []RouteConfig{{Name: "one", Topic: "a", Time: "$.t", TimeFormat: "2006-01-02 15:04:05"}}, "times are read as UTC"},
+		{"a layout without offset", []RouteConfig{{Name: "one", Topic: "a", Time: "$.t", TimeFormat: "2006-01-02 15:04:05"}}, "BRIDGE_ROUTE_ONE_TIME_FORMAT: the layout has no offset and TIME_ZONE is not set: times are read as UTC"},
 		{"the same with a zone", []RouteConfig{{Name: "one", Topic: "a", Time: "$.t", TimeFormat: "2006-01-02 15:04:05", TimeZone: "Europe/Berlin"}}, ""},
 		{"the same with an offset", []RouteConfig{{Name: "one", Topic: "a", Time: "$.t", TimeFormat: "2006-01-02 15:04:05Z07:00"}}, ""},
-		{"a time that may fall back", []RouteConfig{{Name: "one", Topic: "a", Time: "$.t ?? received_at"}}, "where TIME falls back to received_at"},
-		{"the receipt as time", []RouteConfig{{Name: "one", Topic: "a", Time: "received_at"}}, "KEY=auto means delivery"},
-		{"elements keep their own payload", []RouteConfig{{Name: "one", Topic: "a", Each: "$.a"}}, "what stands beside the array"},
-		{"a key that elements share", []RouteConfig{{Name: "one", Topic: "a", Each: "$.a", Key: "$.id", Payload: "drop", Columns: "v=@.v"}}, "KEY names nothing of the element"},
-		{"a comma in a filter", []RouteConfig{{Name: "one", Topic: "a,b/c"}}, "the comma belongs to the filter a,b/c: several filters are separated by spaces"},
-		{"nothing is kept", []RouteConfig{{Name: "one", Topic: "a", Payload: "drop"}}, "keeps nothing"},
+		{"a time that may fall back", []RouteConfig{{Name: "one", Topic: "a", Time: "$.t ?? received_at"}}, "BRIDGE_ROUTE_ONE_TIME: where it falls back to received_at"},
+		{"the receipt as time", []RouteConfig{{Name: "one", Topic: "a", Time: "received_at"}}, "BRIDGE_ROUTE_ONE_TIME: it is the time of receipt, which no second delivery repeats: KEY=auto means delivery"},
+		{"elements keep their own payload", []RouteConfig{{Name: "one", Topic: "a", Each: "$.a"}}, "BRIDGE_ROUTE_ONE_PAYLOAD: with EACH the payload kept is the element; what stands beside the array"},
+		{"a key that elements share", []RouteConfig{{Name: "one", Topic: "a", Each: "$.a", Key: "$.id", Payload: "drop", Columns: "v=@.v"}}, "BRIDGE_ROUTE_ONE_KEY: it names nothing of the element"},
+		{"a comma in a filter", []RouteConfig{{Name: "one", Topic: "a,b/c"}}, "BRIDGE_ROUTE_ONE_TOPIC: the comma belongs to the filter a,b/c: several filters are separated by spaces"},
+		{"nothing is kept", []RouteConfig{{Name: "one", Topic: "a", Payload: "drop"}}, "BRIDGE_ROUTE_ONE_PAYLOAD: drop without COLUMNS keeps nothing"},
 	} {
 		got := mustCompile(t, test.configs...).Warnings()
-		if test.want == "" && len(got) != 0 || test.want != "" && (len(got) != 1 || !strings.Contains(got[0], test.want)) {
+		if test.want == "" && len(got) != 0 || test.want != "" && (len(got) != 1 || !strings.HasPrefix(got[0], test.want) || strings.HasSuffix(got[0], ".")) {
 			t.Errorf("%s: %q, want %q", test.story, got, test.want)
 		}
 	}
@@ -251,6 +269,23 @@ func TestParseRetention(t *testing.T) {
 		if got, ok := parseRetention(text); got != want && ok || ok != (want > 0) {
 			t.Errorf("%q is %s %t", text, got, ok)
 		}
+	}
+}
+
+func TestRetentionText(t *testing.T) {
+	for text, want := range map[string]string{
+		"84d": "84d", "12w": "84d", "36h": "1d12h", "1h": "1h", "90m": "1h30m", "10s": "10s", "1m10s": "1m10s", "1d1m": "1d1m", "1h10s": "1h0m10s",
+	} {
+		d, _ := parseRetention(text)
+		if got := RetentionText(d); got != want {
+			t.Errorf("%s is shown as %s, want %s", text, got, want)
+		}
+		if again, ok := parseRetention(want); !ok || again != d {
+			t.Errorf("%s is read as %s, want %s", want, again, d)
+		}
+	}
+	if got := RetentionText(0); got != "none" {
+		t.Errorf("no retention is shown as %s", got)
 	}
 }
 

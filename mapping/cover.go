@@ -49,57 +49,61 @@ func coverOf(routes []*Route) []covering {
 	return cover
 }
 
-// warnings tells what of a valid configuration may surprise.
+// warnings tells what of a valid configuration may surprise. Each begins with the variables concerned.
 func warnings(routes []*Route, cover []covering) (list []string) {
-	warn := func(format string, args ...any) { list = append(list, fmt.Sprintf(format, args...)) }
 	for i := range cover {
 		for j := range cover[:i] {
 			a, b := &cover[j], &cover[i]
 			if intersect(a.levels, b.levels) {
-				warn("The filters %s (%s) and %s (%s) overlap, and neither holds all of the other: for a topic that both match, such as %s, "+
-					"the broker delivers each message twice, and one copy is passed over. The broker must offer Subscription Identifiers.",
-					a.text, routeNames(a.routes), b.text, routeNames(b.routes), common(a.levels, b.levels))
+				list = append(list, fmt.Sprintf("%s: the filters %s and %s overlap, and neither holds all of the other: for a topic that both match, such as %s, "+
+					"the broker delivers each message twice, and one copy is passed over; the broker must offer Subscription Identifiers",
+					topicVariables(slices.Concat(a.routes, b.routes)), a.text, b.text, common(a.levels, b.levels)))
 			}
 		}
 	}
 	for _, r := range routes {
+		warn := func(suffix, format string, args ...any) {
+			list = append(list, variable(r.Name, suffix)+": "+fmt.Sprintf(format, args...))
+		}
 		for j := range r.filters {
 			if strings.Contains(r.filters[j].text, ",") {
-				warn("Route %s: the comma belongs to the filter %s: several filters are separated by spaces.", r.Name, r.filters[j].text)
+				warn("TOPIC", "the comma belongs to the filter %s: several filters are separated by spaces", r.filters[j].text)
 			}
 			for k := range r.filters[:j] {
 				if covers(r.filters[k].levels, r.filters[j].levels) {
-					warn("Route %s: the filter %s has no effect, for %s before it matches all of its topics.", r.Name, r.filters[j].text, r.filters[k].text)
+					warn("TOPIC", "the filter %s has no effect, for %s before it matches all of its topics", r.filters[j].text, r.filters[k].text)
 					break
 				}
 			}
 		}
 		timed := r.time.terms != nil
 		if timed && r.clock.zoneless() && r.clock.zone == nil {
-			warn("Route %s: TIME_FORMAT has no offset and TIME_ZONE is not set: times are read as UTC.", r.Name)
+			warn("TIME_FORMAT", "the layout has no offset and TIME_ZONE is not set: times are read as UTC")
 		}
 		if r.Keyed && r.time.reads(sourceReceivedAt) {
-			warn("Route %s: where TIME falls back to received_at, a message that is published again is written again.", r.Name)
+			warn("TIME", "where it falls back to received_at, a message that is published again is written again")
 		}
 		if r.key == keyAuto && timed && !r.Keyed {
-			warn("Route %s: TIME is the time of receipt, which no second delivery repeats: KEY=auto means delivery.", r.Name)
+			warn("TIME", "it is the time of receipt, which no second delivery repeats: KEY=auto means delivery")
 		}
 		if r.Each && r.key == keyExplicit && !slices.ContainsFunc(r.keys, func(e expression) bool { return e.reads(sourceElement) }) {
-			warn("Route %s: KEY names nothing of the element (@): of the elements of one message that share a time, only the first is kept.", r.Name)
+			warn("KEY", "it names nothing of the element (@): of the elements of one message that share a time, only the first is kept")
 		}
 		if r.Each && r.payload != payloadDrop {
-			warn("Route %s: with EACH the payload kept is the element; what stands beside the array is kept only where a column takes it.", r.Name)
+			warn("PAYLOAD", "with EACH the payload kept is the element; what stands beside the array is kept only where a column takes it")
 		}
 		if r.payload == payloadDrop && len(r.columns) == 0 {
-			warn("Route %s: PAYLOAD=drop without COLUMNS keeps nothing of what was published.", r.Name)
+			warn("PAYLOAD", "drop without COLUMNS keeps nothing of what was published")
 		}
 	}
 	return list
 }
 
-func routeNames(names []string) string {
-	if len(names) == 1 {
-		return "route " + names[0]
+// topicVariables lists the variables that hold the filters of routes.
+func topicVariables(routes []string) string {
+	names := slices.Compact(slices.Sorted(slices.Values(routes)))
+	for i := range names {
+		names[i] = variable(names[i], "TOPIC")
 	}
-	return "routes " + strings.Join(names, ", ")
+	return strings.Join(names, ", ")
 }

@@ -73,19 +73,9 @@ type parser struct {
 	pos  int
 }
 
-// syntaxError is a place in the operator's text that cannot be read.
-type syntaxError struct {
-	offset    int // in bytes
-	character int // counted from 1
-	reason    string
-}
-
-func (e *syntaxError) Error() string {
-	return fmt.Sprintf("character %d: %s", e.character, e.reason)
-}
-
+// fail names a place in the operator's text that cannot be read, by its character, counted from 1.
 func (p *parser) fail(pos int, format string, args ...any) error {
-	return &syntaxError{pos, utf8.RuneCountInString(p.text[:pos]) + 1, fmt.Sprintf(format, args...)}
+	return fmt.Errorf("character %d: %s", utf8.RuneCountInString(p.text[:pos])+1, fmt.Sprintf(format, args...))
 }
 
 // expected tells what should have stood at the present place, and what does.

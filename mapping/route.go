@@ -71,6 +71,8 @@ type Route struct {
 
 	Filters []string // the topic filters, captures replaced by + and #
 	Table   Table
+	// KeyExpressions are those of an explicit KEY, as the operator wrote them; none: it is auto or delivery.
+	KeyExpressions []string
 
 	device      expression
 	time        expression
@@ -150,6 +152,6 @@ func (r *Routes) NeedLedger() bool {
 	return slices.ContainsFunc(r.routes, func(route *Route) bool { return !route.Keyed || route.time.reads(sourceReceivedAt) })
 }
 
-// Warnings lists, in plain sentences, what is allowed but may surprise: subscriptions that overlap,
+// Warnings lists, each behind the variables concerned, what is allowed but may surprise: subscriptions that overlap,
 // filters and settings without effect, settings that lose data.
 func (r *Routes) Warnings() []string { return r.warnings }

@@ -137,9 +137,23 @@ func version(ctx context.Context, conn *pgx.Conn, schema string) (int, error) {
 		return 0, nil // another replica has just made the table
 	}
 	if err != nil {
-		return 0, fmt.Errorf("read %s.schema_migrations: %w", schema, err)
+		return 0, fmt.Errorf("read %s.schema_migrations: %w%s", schema, err, grant(ctx, conn, schema, err))
 	}
 	return version, nil
+}
+
+// grant says what lets the role read the version table, if that is what an error is about.
+func grant(ctx context.Context, conn *pgx.Conn, schema string, err error) string {
+	pgErr := (*pgconn.PgError)(nil)
+	if !errors.As(err, &pgErr) || pgErr.Code != "42501" {
+		return ""
+	}
+	var role string
+	if err := conn.QueryRow(ctx, `select current_user::text`).Scan(&role); err != nil {
+		return "" // what was the matter before is told all the same
+	}
+	role, table := pgx.Identifier{role}.Sanitize(), pgx.Identifier{schema, "schema_migrations"}.Sanitize()
+	return fmt.Sprintf(": grant usage on schema %s to %s; grant select on %s to %[2]s", pgx.Identifier{schema}.Sanitize(), role, table)
 }
 
 // createSchema creates the schema only when it is missing: "if not exists" alone asks for the CREATE

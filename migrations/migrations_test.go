@@ -246,6 +246,11 @@ func TestPrivileges(t *testing.T) {
 	if err := Apply(ctx, conn, "bridge", nil); err != nil {
 		t.Errorf("with a migrated schema: %v", err)
 	}
+	execute(t, conn, "reset role; revoke all on schema bridge from "+role+"; set role "+role)
+	hint := `: grant usage on schema "bridge" to "` + role + `"; grant select on "bridge"."schema_migrations" to "` + role + `"`
+	if _, err := List(ctx, conn, "bridge"); err == nil || !strings.Contains(err.Error(), "permission denied") || !strings.HasSuffix(err.Error(), hint) {
+		t.Errorf("with no privilege any more: %v, want a hint%s", err, hint)
+	}
 }
 
 func TestSchemaNames(t *testing.T) {

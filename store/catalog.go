@@ -26,12 +26,13 @@ type catalogTable struct {
 	oid         uint32
 	schema      string
 	name        string
-	partitioned bool // by range over the column time alone
-	writable    bool // the role may insert
-	owned       bool // the role may change the table
-	deletable   bool // the role may delete rows
-	copied      bool // COPY does what an insert does
-	triggers    bool // a trigger runs before the insert of a row
+	role        string // that asks
+	partitioned bool   // by range over the column time alone
+	writable    bool   // the role may insert
+	owned       bool   // the role may change the table
+	deletable   bool   // the role may delete rows
+	copied      bool   // COPY does what an insert does
+	triggers    bool   // a trigger runs before the insert of a row
 	columns     map[string]catalogColumn
 	imprint     int64      // of the columns, see imprint
 	uniqueKeys  [][]string // columns of each unique index that on conflict can use, sorted
@@ -60,7 +61,7 @@ func inspect(ctx context.Context, db querier, t *mapping.Table) (*catalogTable, 
 	var kind string
 	var insert bool
 	err := db.QueryRow(ctx, `
-		select c.oid, n.nspname::text, c.relname::text, c.relkind::text,
+		select c.oid, n.nspname::text, c.relname::text, current_user::text, c.relkind::text,
 		       has_table_privilege(c.oid, 'insert') or has_any_column_privilege(c.oid, 'insert'), pg_has_role(c.relowner, 'usage'),
 		       has_table_privilege(c.oid, 'delete'),
 		       coalesce(p.partstrat = 'r' and p.partnatts = 1 and
@@ -72,7 +73,7 @@ func inspect(ctx context.Context, db querier, t *mapping.Table) (*catalogTable, 
 		left join pg_catalog.pg_partitioned_table p on p.partrelid = c.oid
 		cross join lateral (`+partitionTree+`) tree
 		where c.oid = pg_catalog.to_regclass($1)`, tableIdentifier(t).Sanitize()).
-		Scan(&c.oid, &c.schema, &c.name, &kind, &insert, &c.owned, &c.deletable, &c.partitioned, &c.copied, &c.triggers)
+		Scan(&c.oid, &c.schema, &c.name, &c.role, &kind, &insert, &c.owned, &c.deletable, &c.partitioned, &c.copied, &c.triggers)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, nil
 	}
@@ -135,7 +136,7 @@ const partitionTree = `
 // missing returns the columns that the table lacks, or says why the route cannot use it.
 func (c *catalogTable) missing(t *mapping.Table) ([]mapping.Column, error) {
 	if !c.writable {
-		return nil, &TableError{tableName(t), "the role has no privilege to insert: grant select, insert on " + c.identifier().Sanitize() + " to the role"}
+		return nil, &TableError{tableName(t), "the role has no privilege to insert: " + c.grant("select, insert")}
 	}
 	var missing []mapping.Column
 	for _, want := range t.Columns {
@@ -149,14 +150,28 @@ func (c *catalogTable) missing(t *mapping.Table) ([]mapping.Column, error) {
 		case have.generated:
 			return nil, &TableError{tableName(t), fmt.Sprintf("column %s is generated, the route cannot write it", want.Name)}
 		case !sameType(have.oid, want.OID):
-			return nil, &TableError{tableName(t), fmt.Sprintf("column %s is %s, the route writes %s", want.Name, have.typeName, want.Type)}
+			return nil, &TableError{tableName(t), fmt.Sprintf("column %s is %s, the route writes %s: %s", want.Name, have.typeName, want.Type, c.retype(want, have))}
 		case slices.Contains(t.KeyColumns, want.Name) && !have.readable && c.unique(t.KeyColumns):
 			// on conflict (columns) reads them.
-			return nil, &TableError{tableName(t), fmt.Sprintf("the role has no privilege to select column %s, by which duplicates are recognised: grant select, insert on %s to the role",
-				want.Name, c.identifier().Sanitize())}
+			return nil, &TableError{tableName(t), fmt.Sprintf("the role has no privilege to select column %s, by which duplicates are recognised: %s", want.Name, c.grant("select, insert"))}
 		}
 	}
 	return missing, nil
+}
+
+// grant is the statement that gives the role privileges on the table.
+func (c *catalogTable) grant(privileges string) string {
+	return "grant " + privileges + " on " + c.identifier().Sanitize() + " to " + pgx.Identifier{c.role}.Sanitize()
+}
+
+// retype says how a column and what a route writes to it become of one type.
+func (c *catalogTable) retype(want mapping.Column, have catalogColumn) string {
+	name := pgx.Identifier{want.Name}.Sanitize()
+	alter := fmt.Sprintf("alter table %s alter column %s type %s using %[2]s::%[3]s", c.identifier().Sanitize(), name, want.Type)
+	if want.NotNull || want.Name == "payload" || want.Name == "payload_bytes" { // one of the bridge's own, which no COLUMNS names
+		return alter
+	}
+	return "write " + want.Name + ":" + have.typeName + " in COLUMNS, or " + alter
 }
 
 // rounds says that the column keeps fewer digits behind the point than the type has that a route writes.
@@ -226,11 +241,15 @@ func (c *catalogTable) warnings(route *mapping.Route) []string {
 		}
 	}
 	if t.Partition != mapping.PartitionNone && t.Partition != "" && !c.partitioned {
-		w = append(w, fmt.Sprintf("table %s is not partitioned by range of time: no partitions are made, retention deletes row by row", tableName(t)))
+		warning := fmt.Sprintf("table %s is not partitioned by range of time: no partitions are made", tableName(t))
+		if t.Retention > 0 {
+			warning += ", retention deletes row by row"
+		}
+		w = append(w, warning)
 	}
 	if t.Retention > 0 && !c.partitioned && !c.deletable {
-		w = append(w, fmt.Sprintf("table %s: the role may not delete rows, so RETENTION removes none: grant delete on %s to the role, or let bridge migrate --tables do it as a role that may",
-			tableName(t), c.identifier().Sanitize()))
+		w = append(w, fmt.Sprintf("table %s: the role may not delete rows, so RETENTION removes none: %s, or let bridge migrate --tables do it as a role that may",
+			tableName(t), c.grant("delete")))
 	}
 	return w
 }

@@ -69,6 +69,7 @@ func (w *Writer) commit(ctx context.Context, b *batch) (*outcome, error) {
 		if failed.verdict == verdictFenced {
 			return nil, fmt.Errorf("%w: %w", ErrFenced, err)
 		}
+		err = Plain(err)
 		w.noteError(err, failed.route)
 		w.metrics.retried(errorClass(err))
 		if readOnly(err) {

@@ -138,7 +138,7 @@ func TestDrainIsRefused(t *testing.T) {
 	refused(drain("share", 0, true), "no bridge has run with this schema yet")
 	execute(t, pool, `insert into bridge.sessions (share_name, index, client_id, retired_at) values
 		('share', 0, 'share-0', null), ('share', 1, 'share-1', null), ('share', 2, 'share-2', now()), ('other', 0, 'other-0', null)`)
-	refused(drain("share", 3, false), "session 3 of share share: no such session: the share has 0, 1, 2")
+	refused(drain("share", 3, false), "session 3 of share share: no such session: the indices of the share are 0, 1, 2")
 	refused(drain("mine", 0, false), "no such share in this database, which has other, share; BRIDGE_MQTT_SHARE_NAME")
 	refused(drain("share", 2, true), "beyond BRIDGE_MQTT_SESSIONS")
 	if err := drain("share", 0, false); !errors.Is(err, ErrNoReplica) {

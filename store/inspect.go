@@ -338,8 +338,10 @@ func pick(all []SessionRecord, share string, index int) (found *SessionRecord, i
 	switch {
 	case found != nil:
 		return found, inUse, nil
+	case len(own) == 1:
+		return nil, 0, errors.New("no such session: the only index of the share is " + own[0])
 	case len(own) > 0:
-		return nil, 0, errors.New("no such session: the share has " + strings.Join(own, ", "))
+		return nil, 0, errors.New("no such session: the indices of the share are " + strings.Join(own, ", "))
 	case len(others) > 0:
 		return nil, 0, errors.New("no such share in this database, which has " + strings.Join(slices.Sorted(maps.Keys(others)), ", ") + "; BRIDGE_MQTT_SHARE_NAME says which one is meant")
 	}

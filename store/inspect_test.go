@@ -24,6 +24,23 @@ func connection(t *testing.T, url string) *pgx.Conn {
 	return conn
 }
 
+func TestNoSuchSession(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		all  []SessionRecord
+		want string
+	}{
+		{[]SessionRecord{{ShareName: "a"}, {ShareName: "b"}}, "no such session: the only index of the share is 0"},
+		{[]SessionRecord{{ShareName: "a"}, {ShareName: "a", Index: 1}}, "no such session: the indices of the share are 0, 1"},
+		{[]SessionRecord{{ShareName: "b"}, {ShareName: "c"}}, "no such share in this database, which has b, c; BRIDGE_MQTT_SHARE_NAME says which one is meant"},
+		{nil, "no sessions: no bridge has run with this schema yet"},
+	} {
+		if _, _, err := pick(test.all, "a", 5); err == nil || err.Error() != test.want {
+			t.Errorf("%v, want %s", err, test.want)
+		}
+	}
+}
+
 func TestDeadLettersAreFiltered(t *testing.T) {
 	t.Parallel()
 	url, pool := newDatabase(t)

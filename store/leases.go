@@ -221,6 +221,7 @@ func (l *Leases) turn(db, ctx context.Context, hold func(context.Context, *Lease
 	if err == nil {
 		err = l.share(db, ctx, hold)
 	}
+	err = Plain(err)
 	l.mu.Lock()
 	l.status.LastHeartbeat, l.status.LastTurn = l.lastHeartbeat, time.Now()
 	l.status.LastError = ""

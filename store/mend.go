@@ -45,6 +45,7 @@ func (t *Tables) mendAll(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
+		err = Plain(err)
 		if text := fmt.Sprint(err); err != nil && text != reported {
 			t.log.Warn("parked messages not replayed, trying again", zap.Error(err))
 			reported = text

@@ -122,7 +122,7 @@ func (m *Monitor) ask(ctx context.Context) (readOnly bool, version int, err erro
 		err = m.pool.QueryRow(ctx, `select coalesce(max(version), 0) from `+table).Scan(&version)
 	}
 	if err != nil {
-		return false, 0, fmt.Errorf("ping database: %w", err)
+		return false, 0, fmt.Errorf("ping database: %w", Plain(err))
 	}
 	return readOnly, version, nil
 }

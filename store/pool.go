@@ -1,9 +1,15 @@
 package store
 
 import (
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -30,4 +36,46 @@ func PoolConfig(connString string) (*pgxpool.Config, error) {
 	}
 	cfg.ConnConfig.RuntimeParams["datestyle"] = "ISO"
 	return cfg, nil
+}
+
+// plainError is an error in other words.
+type plainError struct {
+	text string
+	err  error
+}
+
+func (e *plainError) Error() string { return e.text }
+func (e *plainError) Unwrap() error { return e.err }
+
+// Plain is an error that tells of a failed connection what there is to do about. The driver tries each address with
+// TLS and without, as sslmode=prefer asks, and joins what became of the attempts: the same twice, or that the server has no TLS
+// before what it said then. What the server said, and which address could not be reached, is told once; the rest
+// only where the server said nothing.
+func Plain(err error) error {
+	connect := (*pgconn.ConnectError)(nil)
+	if !errors.As(err, &connect) {
+		return err
+	}
+	attempts, ok := connect.Unwrap().(interface{ Unwrap() []error })
+	if !ok {
+		return err
+	}
+	all := attempts.Unwrap()
+	answered := slices.ContainsFunc(all, isAnswer)
+	var told []string
+	for _, attempt := range all {
+		dial := (*net.OpError)(nil)
+		unreached := errors.As(attempt, &dial) && dial.Op == "dial"
+		if text := attempt.Error(); (!answered || isAnswer(attempt) || unreached) && !slices.Contains(told, text) {
+			told = append(told, text)
+		}
+	}
+	text := fmt.Sprintf("failed to connect to `user=%s database=%s`: %s", connect.Config.User, connect.Config.Database, strings.Join(told, "; "))
+	return &plainError{strings.ReplaceAll(err.Error(), connect.Error(), text), err}
+}
+
+// isAnswer says that a connection attempt got as far as an answer of the server.
+func isAnswer(err error) bool {
+	pgErr := (*pgconn.PgError)(nil)
+	return errors.As(err, &pgErr)
 }

@@ -544,7 +544,7 @@ func (t *Tables) Maintain(ctx context.Context) {
 	for {
 		if !time.Now().Before(again) || t.maintenanceDue() {
 			again = time.Now().Add(every)
-			err := t.maintain(ctx)
+			err := Plain(t.maintain(ctx))
 			text := ""
 			if err != nil && ctx.Err() == nil {
 				again, text = time.Time{}, err.Error()

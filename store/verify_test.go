@@ -45,7 +45,8 @@ func TestVerifyAgreesWithEnsure(t *testing.T) {
 		{name: "complete", sql: whole + key},
 		{name: "columns missing", sql: `create table telemetry (device_id text, "time" timestamptz, message_id uuid, temperature float8` + key, add: "received_at topic status payload payload_bytes"},
 		{name: "key column missing", sql: `create table telemetry (device_id text, "time" timestamptz, temperature float8)`, refused: "has no column message_id, which belongs to the key"},
-		{name: "another type", sql: strings.Replace(whole, "temperature float8", "temperature text", 1) + key, refused: "column temperature is text, the route writes float8"},
+		{name: "another type", sql: strings.Replace(whole, "temperature float8", "temperature text", 1) + key, refused: "column temperature is text, the route writes float8: write temperature:text in COLUMNS, or alter table \"public\".\"telemetry\" alter column \"temperature\" type float8"},
+		{name: "another type of the bridge's own", sql: strings.Replace(whole, "topic text", "topic int8", 1) + key, refused: "column topic is bigint, the route writes text: alter table \"public\".\"telemetry\" alter column \"topic\" type text"},
 		{name: "generated column", sql: strings.Replace(whole, "status text", "status text generated always as ('x') stored", 1) + key, refused: "column status is generated"},
 		{name: "no unique index", sql: whole + ")", warning: "no unique index on exactly (device_id, time, message_id): what a publisher sends again"},
 		{name: "column that nobody fills", sql: whole + ", site text not null" + key, warning: "column site must not be null"},
@@ -54,8 +55,8 @@ func TestVerifyAgreesWithEnsure(t *testing.T) {
 		{name: "may not create the schema", restricted: "select", table: "iot.telemetry", refused: "grant create on database \"bridge_store_"},
 		{name: "may not use the schema", restricted: "select", sql: "create schema iot", table: "iot.telemetry", refused: "permission denied for schema iot"},
 		{name: "may insert and select", restricted: "select, insert", sql: whole + key},
-		{name: "may not insert", restricted: "select", sql: whole + key, refused: `no privilege to insert: grant select, insert on "public"."telemetry"`},
-		{name: "may not select the key", restricted: "insert", sql: whole + key, refused: "no privilege to select column device_id"},
+		{name: "may not insert", restricted: "select", sql: whole + key, refused: `no privilege to insert: grant select, insert on "public"."telemetry" to "bridge_role_`},
+		{name: "may not select the key", restricted: "insert", sql: whole + key, refused: `no privilege to select column device_id, by which duplicates are recognised: grant select, insert on "public"."telemetry" to "bridge_role_`},
 		{name: "may insert alone, and there is no key", restricted: "insert", sql: whole + ")", warning: "no unique index"},
 		{name: "may not add a column", restricted: "select, insert", sql: strings.Replace(whole, ", status text", "", 1) + key, add: "status", refused: "lacks status text, and only its owner can add columns"},
 	}
@@ -114,7 +115,7 @@ func TestVerifyTellsThatRetentionCannotDelete(t *testing.T) {
 	execute(t, owner, strings.Join(DDL(&compile(t, config).All()[0].Table), ";")+"; revoke create on schema public from public")
 	role, pool := newRole(t, url, owner)
 	execute(t, owner, "grant usage on schema bridge to "+role+"; grant select, insert on all tables in schema public to "+role)
-	const warning = "the role may not delete rows, so RETENTION removes none: grant delete"
+	const warning = "the role may not delete rows, so RETENTION removes none: grant delete on \"public\".\"telemetry\" to \"bridge_role_"
 	told := func(retention string) bool {
 		config.Partition, config.Retention = "day", retention
 		return strings.Contains(strings.Join(looked(t, pool, "bridge", config).Warnings, "\n"), warning)
@@ -125,6 +126,21 @@ func TestVerifyTellsThatRetentionCannotDelete(t *testing.T) {
 	execute(t, owner, "grant delete on all tables in schema public to "+role)
 	if told("30d") {
 		t.Error("it is told though the role may delete")
+	}
+}
+
+// TestTableWithoutPartitions: what that means for retention is told where there is one.
+func TestTableWithoutPartitions(t *testing.T) {
+	t.Parallel()
+	for retention, want := range map[string]string{
+		"":    "table t is not partitioned by range of time: no partitions are made",
+		"90d": "table t is not partitioned by range of time: no partitions are made, retention deletes row by row",
+	} {
+		route := compile(t, mapping.RouteConfig{Name: "t", Topic: "t", Retention: retention}).All()[0]
+		table := &catalogTable{deletable: true, uniqueKeys: [][]string{slices.Sorted(slices.Values(route.Table.KeyColumns))}}
+		if got := table.warnings(route); len(got) != 1 || got[0] != want {
+			t.Errorf("retention %q: %q, want %q", retention, got, want)
+		}
 	}
 }
 

@@ -309,6 +309,7 @@ func (w *Writer) openLedger(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
+		err = Plain(err)
 		w.noteError(err, nil)
 		w.log.Warn("delivery ledger not read, trying again", zap.Error(err), zap.Duration("pause", pause))
 		if err := w.pause(ctx, pause); err != nil {

@@ -71,16 +71,33 @@ func printRoute(out io.Writer, route *mapping.Route, all []*mapping.Route) {
 	fmt.Fprintf(out, "-- route %s\n", route.Name)
 	fmt.Fprintf(out, "--   filters:   %s\n", strings.Join(route.Filters, " "))
 	fmt.Fprintf(out, "--   table:     %s%s\n", tableName(&table), shared)
-	fmt.Fprintf(out, "--   messages are told apart by %s\n", map[bool]string{
-		true:  "what they hold: neither a redelivery nor a publisher's repetition makes a second row",
-		false: "their delivery: a redelivery by the broker makes no second row, a publisher's repetition does",
-	}[route.Keyed])
+	kept := "ever"
+	if table.Retention > 0 {
+		kept = mapping.RetentionText(table.Retention)
+	}
+	fmt.Fprintf(out, "--   partition: %s, kept for %s\n", table.Partition, kept)
+	fmt.Fprintf(out, "--   messages are told apart by %s\n", toldApart(route))
 	if names[0] == route.Name {
 		for _, statement := range store.DDL(&table) {
 			fmt.Fprintln(out, statement+";")
 		}
 	}
 	fmt.Fprintln(out)
+}
+
+// toldApart says what makes a message of a route another one, and what follows.
+func toldApart(route *mapping.Route) string {
+	key := strings.Join(route.KeyExpressions, ", ")
+	const equal = "one with equal values makes no second row, whatever else it holds"
+	switch {
+	case key != "" && slices.Contains(route.Table.KeyColumns, "time"):
+		return "KEY (" + key + "), device and TIME: " + equal
+	case key != "":
+		return "KEY (" + key + ") and device, for ever: " + equal + "; when a counter begins anew, new messages pass for old ones"
+	case route.Keyed:
+		return "what they hold: neither a redelivery nor a publisher's repetition makes a second row"
+	}
+	return "their delivery: a redelivery by the broker makes no second row, a publisher's repetition does"
 }
 
 // finding is one line of what --connect found out.

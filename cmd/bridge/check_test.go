@@ -32,6 +32,32 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+// TestCheckRoute: the lines about a route say what of its configuration decides over its rows.
+func TestCheckRoute(t *testing.T) {
+	for _, c := range []struct {
+		env  string
+		want string
+	}{
+		{"", "--   table:     a\n--   partition: day, kept for ever\n--   messages are told apart by their delivery: a redelivery"},
+		{"TIME=$.ts PARTITION=week RETENTION=12w", "--   partition: week, kept for 84d\n--   messages are told apart by what they hold: neither"},
+		{
+			"KEY=$.seq", "--   partition: none, kept for ever\n--   messages are told apart by KEY ($.seq) and device, for ever: one with equal values makes no second row, " +
+				"whatever else it holds; when a counter begins anew, new messages pass for old ones\n",
+		},
+		{"KEY=$.seq,user.x TIME=$.ts", "--   messages are told apart by KEY ($.seq, user.x), device and TIME: one with equal values makes no second row, whatever else it holds\n"},
+		{"KEY=delivery TIME=$.ts", "--   messages are told apart by their delivery: "},
+	} {
+		env := []string{"BRIDGE_ROUTES=a", "BRIDGE_ROUTE_A_TOPIC=a/+"}
+		for entry := range strings.FieldsSeq(c.env) {
+			env = append(env, "BRIDGE_ROUTE_A_"+entry)
+		}
+		environment(t, env...)
+		if code, stdout, stderr := bridge(t, "", "check"); code != exitOK || !strings.Contains(stdout, c.want) {
+			t.Errorf("%s: exit %d, %s\n%swant %s", c.env, code, stderr, stdout, c.want)
+		}
+	}
+}
+
 // TestCheckSharedTable: routes into one table give one statement, with the columns of all.
 func TestCheckSharedTable(t *testing.T) {
 	environment(t, "BRIDGE_ROUTES=a,b,c", "BRIDGE_ROUTE_A_TOPIC=a/+", "BRIDGE_ROUTE_A_TABLE=readings", "BRIDGE_ROUTE_A_COLUMNS=x:int4=$.x, y:int4=$.y", "BRIDGE_ROUTE_A_PAYLOAD=drop",
@@ -134,7 +160,7 @@ func TestCheckConnect(t *testing.T) {
 		query(t, url, `alter table telemetry alter n type int4 using null`)
 		query(t, url, `create role reader login`)
 		check(t, exitFailure, nil, []string{
-			`route telemetry: table telemetry: the role has no privilege to insert: grant select, insert on "public"."telemetry" to the role`,
+			`route telemetry: table telemetry: the role has no privilege to insert: grant select, insert on "public"."telemetry" to "reader"`,
 			`schema bridge does not exist and this user may not create it: grant create on database "testcheckconnect" to "reader"`,
 		}, "BRIDGE_DATABASE_URL="+as("reader"))
 		query(t, url, `create schema bridge`)
@@ -163,7 +189,7 @@ func TestCheckConnect(t *testing.T) {
 		query(t, url, `grant select, insert on all tables in schema public to clerk`)
 		clerk, off := "BRIDGE_DATABASE_URL="+as("clerk"), "BRIDGE_MIGRATE=off"
 		check(t, exitOK, []string{"table public.telemetry fits"}, nil, clerk, off)
-		check(t, exitOK, nil, []string{"warning: database: route telemetry: partitions are not made: table public.telemetry belongs to another role"}, clerk)
+		check(t, exitOK, nil, []string{"warning: database: route telemetry: partitions are neither made nor dropped: table public.telemetry belongs to another role"}, clerk)
 		query(t, url, `revoke insert, delete on bridge.deliveries from clerk`)
 		query(t, url, `revoke execute on all functions in schema bridge from public`)
 		check(t, exitOK, nil, []string{"warning: database: this user may not delete on table deliveries, execute on function ", "insert on table deliveries: grant select,"}, clerk, off)
@@ -181,8 +207,11 @@ func TestCheckConnect(t *testing.T) {
 			t.Fatalf("migrate: %s", stderr)
 		}
 		query(t, url, `insert into bridge.replicas (id, share_name, host) select 'r' || n, 'bridge', 'h' from generate_series(1, 3) n`)
-		check(t, exitOK, nil, []string{"warning: database: 3 replicas are running for 2 sessions, so 1 of them only stand by"}, "BRIDGE_MQTT_SESSIONS=2")
-		check(t, exitOK, []string{"-- database: 3 replicas are running, for 3 sessions"}, nil, "BRIDGE_MQTT_SESSIONS=3")
+		check(t, exitOK, nil, []string{"warning: database: 3 replicas running for 2 sessions, 1 of them on standby: BRIDGE_MQTT_SESSIONS is"}, "BRIDGE_MQTT_SESSIONS=2")
+		check(t, exitOK, nil, []string{"warning: database: 3 replicas running for 1 session, 2 of them on standby: BRIDGE_MQTT_SESSIONS is"})
+		check(t, exitOK, []string{"-- database: 3 replicas running, for 3 sessions"}, nil, "BRIDGE_MQTT_SESSIONS=3")
+		query(t, url, `update bridge.replicas set heartbeat_at = now() - interval '1 minute' where id <> 'r1'`)
+		check(t, exitOK, []string{"-- database: 1 replica running, for 1 session\n"}, nil)
 		query(t, url, `update bridge.replicas set heartbeat_at = now() - interval '1 minute'`)
 		check(t, exitOK, nil, nil) // of the dead nothing is said
 		query(t, url, `drop schema bridge cascade`)
@@ -197,8 +226,8 @@ func TestCheckConnect(t *testing.T) {
 	})
 	t.Run("a line each", func(t *testing.T) {
 		environment(t, "BRIDGE_MQTT_URLS=mqtt://127.0.0.1:1", "BRIDGE_DATABASE_URL=postgres://u@127.0.0.1:1,127.0.0.1:2/d")
-		if _, _, stderr := bridge(t, "", "check", "--connect"); strings.Count(stderr, "\n") != 2 {
-			t.Errorf("two problems in more than two lines:\n%s", stderr)
+		if _, _, stderr := bridge(t, "", "check", "--connect"); strings.Count(stderr, "\n") != 2 || strings.Count(stderr, "connection refused") != 3 {
+			t.Errorf("three addresses, in two lines, and each once:\n%s", stderr)
 		}
 	})
 	t.Run("subscription downgraded", func(t *testing.T) {

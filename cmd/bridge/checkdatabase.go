@@ -153,9 +153,10 @@ func (cfg *config) checkReplicas(ctx context.Context, conn *pgx.Conn, found *fin
 	case err != nil:
 		found.failf("%v", err)
 	case running > sessions && cfg.MQTT.Mode.value == "shared":
-		found.warnf("%d replicas are running for %d sessions, so %d of them only stand by: BRIDGE_MQTT_SESSIONS is the most that can work at a time", running, sessions, running-sessions)
+		found.warnf("%s running for %s, %d of them on standby: BRIDGE_MQTT_SESSIONS is the most that can work at a time",
+			counted(running, "replica"), counted(sessions, "session"), running-sessions)
 	case running > 0:
-		found.notef("%d replicas are running, for %d sessions", running, sessions)
+		found.notef("%s running, for %s", counted(running, "replica"), counted(sessions, "session"))
 	}
 }
 

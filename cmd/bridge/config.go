@@ -21,7 +21,7 @@ const prefix = "BRIDGE"
 
 // config is the configuration as the environment gives it. envconfig reads it, `bridge help env`
 // prints it. Tags: default and split_words are envconfig's; desc is the meaning; oneof are all the
-// values there are; secret values never appear in a message or a log.
+// values there are; secret values never appear in a message or a log; verbatim ones may stand in quotes.
 //
 // Names come from the fields, never from an envconfig tag: such a tag would read the variable
 // without the prefix too.
@@ -52,7 +52,7 @@ type mqttConfig struct {
 	URLs            addresses `default:"mqtt://localhost:1883" secret:"true" desc:"comma list, tried in turn; schemes mqtt, mqtts, ws, wss (tcp, ssl, tls accepted)"`
 	Username        text      `desc:"user name for the broker; a URL may hold user and password instead, mqtt://user:password@broker:1883"`
 	UsernameFile    text      `split_words:"true" desc:"file that holds the user name"`
-	Password        text      `secret:"true" desc:"password for the broker"`
+	Password        text      `secret:"true" verbatim:"true" desc:"password for the broker"`
 	PasswordFile    text      `split_words:"true" desc:"file that holds the password; read again at every connection attempt"`
 	CAFile          text      `split_words:"true" desc:"PEM file of the authorities that may sign the broker's certificate; default the system's"`
 	CertFile        text      `split_words:"true" desc:"PEM file of the client certificate, for mutual TLS"`
@@ -69,7 +69,7 @@ type mqttConfig struct {
 	MaxMessageBytes size      `split_words:"true" default:"16MiB" desc:"greatest message that is held whole; of a larger one the beginning becomes a dead letter with reason too_large"`
 	CommonSessions  text      `split_words:"true" default:"off" oneof:"off on" desc:"on: all of BRIDGE_MQTT_URLS are one broker, or a cluster whose nodes share their sessions"`
 	StatusTopic     text      `split_words:"true" desc:"when set: retained online below <topic>/<client id> after connect, offline as Will and before a clean disconnect"`
-	Trial           text      `default:"on" oneof:"on off" desc:"a replica tries the broker under a random client id before it takes a share of the sessions of others, and before it leaves them its own because it alone has lost the broker; off where the broker admits known client ids alone"`
+	Trial           text      `default:"on" oneof:"on off" desc:"on: a replica that alone has lost the broker leaves its sessions to the others; before, both sides try the broker under a random client id. off, where the broker admits known client ids alone: it keeps them"`
 	Watch           text      `default:"on" oneof:"on off" desc:"one more connection that reads the broker's version and its count of dropped messages below $SYS"`
 }
 
@@ -85,7 +85,7 @@ type databaseConfig struct {
 type batchConfig struct {
 	MaxMessages integer  `split_words:"true" default:"7500" desc:"most messages in one transaction"`
 	MaxBytes    size     `split_words:"true" default:"8MiB" desc:"most bytes in one transaction; a larger message goes alone"`
-	Linger      duration `default:"40ms" desc:"greatest time between batches that is waited for more messages; at up to 2 500 messages a second it is 5ms, and a lone message does not wait"`
+	Linger      duration `default:"40ms" desc:"how long messages may wait for others to be committed with, at most: more makes fewer and larger transactions; up to 2 500 messages a second it is 5ms, and a lone message does not wait"`
 }
 
 type httpConfig struct {
@@ -108,7 +108,7 @@ type routeConfig struct {
 	Device       string `type:"expression" unset:"{device_id} if captured, else the second topic level, else the topic" desc:"what device_id is"`
 	Time         string `type:"expression" unset:"receipt time" desc:"what the event time is"`
 	TimeFormat   string `split_words:"true" type:"auto | rfc3339 | unix | unix_ms | unix_us | unix_ns | Go layout" unset:"auto" desc:"how the event time is written"`
-	TimeZone     string `split_words:"true" type:"time zone" unset:"UTC" desc:"zone of stamps that name none"`
+	TimeZone     string `split_words:"true" type:"time zone" unset:"none: such stamps are refused; UTC with a Go layout" desc:"zone of stamps that name none, in TIME and in columns of type timestamptz"`
 	Columns      string `type:"columns" desc:"comma or newline list of name[:type] = expression, with PostgreSQL's types"`
 	Key          string `type:"auto | delivery | expressions" unset:"auto" desc:"what identifies a message, whoever sends it again: event time and content if there is TIME, its delivery alone, or these values"`
 	Payload      string `type:"keep | drop | rest" unset:"keep" desc:"what column payload holds: everything, nothing, or the fields that no column took"`
@@ -125,6 +125,7 @@ type routeConfig struct {
 func loadConfig() (*config, error) {
 	cfg := &config{}
 	var found problems
+	found.unquote(variablesOf(prefix, cfg))
 	if err := envconfig.Process(prefix, cfg); err != nil { // settings never fail to decode
 		return nil, fmt.Errorf("read the environment: %w", err)
 	}
@@ -142,7 +143,6 @@ func loadConfig() (*config, error) {
 			found.add(variable, value, reason)
 		}
 	})
-	found.addQuoted(variablesOf(prefix, cfg))
 	cfg.loadRoutes(&found, known)
 	found.addUnknown(os.Environ(), known, slices.Concat(cfg.Routes.value, meantNames(cfg.Routes.text)))
 	if len(found) > 0 {
@@ -232,7 +232,7 @@ func (cfg *config) loadRoutes(found *problems, known map[string]string) {
 			}
 			known[v.name] = name
 		}
-		found.addQuoted(variables)
+		found.unquote(variables)
 		if err := envconfig.Process(routePrefix, &route); err != nil { // all are text
 			found.add("BRIDGE_ROUTES", name, err.Error())
 		}
@@ -261,7 +261,7 @@ func (cfg *config) loadRoutes(found *problems, known map[string]string) {
 	cfg.warnAboutStatusTopic()
 	if cfg.MQTT.QoS.value == 2 {
 		cfg.warnings = append(cfg.warnings, "BRIDGE_MQTT_QOS=2 takes two more packets for each message and gives nothing that 1 does not give: "+
-			"rows are written once either way, and what publishers send with QoS 2 is told apart by the broker.")
+			"redeliveries are recognised by the ledger and the route's key either way, and what publishers send with QoS 2 reaches the broker once")
 	}
 	keyless := func(r *mapping.Route) bool { return !r.Keyed }
 	if len(cfg.MQTT.URLs.value) > 1 && cfg.MQTT.CommonSessions.value == "off" && slices.ContainsFunc(routes.All(), keyless) {
@@ -270,8 +270,8 @@ func (cfg *config) loadRoutes(found *problems, known map[string]string) {
 	}
 	for _, route := range cfg.routeConfigs {
 		if strings.TrimSpace(route.Retained) == "store" && cfg.MQTT.Mode.value == "shared" {
-			cfg.warnings = append(cfg.warnings, fmt.Sprintf("Route %s: RETAINED=store has no effect on shared subscriptions, to which brokers send no retained messages; "+
-				"BRIDGE_MQTT_MODE=exclusive gets them. (What is published while the bridge is subscribed is stored in any case.)", route.Name))
+			cfg.warnings = append(cfg.warnings, fmt.Sprintf("BRIDGE_ROUTE_%s_RETAINED: store has no effect on shared subscriptions, to which brokers send no retained messages; "+
+				"BRIDGE_MQTT_MODE=exclusive gets them (what is published while the bridge is subscribed is stored in any case)", strings.ToUpper(route.Name)))
 		}
 	}
 }
@@ -286,7 +286,7 @@ func (cfg *config) warnAboutRetention(route *mapping.Route) {
 	t := &route.Table
 	if width := widths[t.Partition]; t.Retention > 0 && t.Retention < width {
 		cfg.warnings = append(cfg.warnings, fmt.Sprintf("BRIDGE_ROUTE_%s_RETENTION (%s) is shorter than a partition (%s): a partition is dropped when all of it is older, "+
-			"so rows stay for up to a %[3]s longer", strings.ToUpper(route.Name), t.Retention, t.Partition))
+			"so rows stay for up to a %[3]s longer", strings.ToUpper(route.Name), mapping.RetentionText(t.Retention), t.Partition))
 	}
 }
 

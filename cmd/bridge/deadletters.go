@@ -27,7 +27,7 @@ import (
 
 // deadLettersCommand works on the dead letters.
 func deadLettersCommand(ctx context.Context, args []string, std streams) error {
-	word, rest, err := subcommand("deadletters", args, std, "list", "show", "replay", "purge")
+	word, rest, err := subcommand(ctx, "deadletters", args, std, "list", "show", "replay", "purge")
 	if err != nil {
 		return err
 	}

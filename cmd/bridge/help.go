@@ -14,6 +14,9 @@ func helpCommand(ctx context.Context, args []string, std streams) error {
 		// bridge help sessions drain says what bridge sessions drain --help says, where help is asked for.
 		return dispatch(ctx, args[0], append(args[1:], "--help"), streams{std.in, std.out, std.out})
 	}
+	if len(args) > 0 && args[0] != "env" && !strings.HasPrefix(args[0], "-") {
+		return noCommand(args[0])
+	}
 	flags := newFlags("help")
 	markdown := flags.Bool("markdown", false, "print the variables as Markdown tables")
 	word, err := parse(flags, args, std, "env")

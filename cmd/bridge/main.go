@@ -117,7 +117,22 @@ func dispatch(ctx context.Context, name string, args []string, std streams) erro
 	if i := slices.IndexFunc(all, func(c command) bool { return c.name == name }); i >= 0 {
 		return all[i].run(ctx, args, std)
 	}
-	return usageError{fmt.Sprintf("no command %q; see bridge help", name)}
+	return noCommand(name)
+}
+
+// noCommand says which commands there are instead.
+func noCommand(name string) error {
+	var names []string
+	for _, c := range commands() {
+		names = append(names, c.name)
+	}
+	return usageError{fmt.Sprintf("no command %q; there are %s", name, listed(slices.Compact(names), "and"))}
+}
+
+// listed joins words as people do.
+func listed(words []string, last string) string {
+	n := len(words) - 1
+	return strings.Join(words[:n], ", ") + " " + last + " " + words[n]
 }
 
 // parse parses the flags of a command that takes no other arguments but the words given, and returns
@@ -152,23 +167,30 @@ func parse(flags *flag.FlagSet, args []string, std streams, words ...string) (st
 
 // subcommand splits the words behind a command into the word that says what to do, which must be one
 // of those given, and the rest.
-func subcommand(name string, args []string, std streams, words ...string) (word string, rest []string, err error) {
-	expected := strings.Join(words[:len(words)-1], ", ") + " or " + words[len(words)-1]
+func subcommand(ctx context.Context, name string, args []string, std streams, words ...string) (word string, rest []string, err error) {
+	expected := listed(words, "or")
 	switch {
 	case len(args) == 0:
 		return "", nil, usageError{name + ": expected " + expected + "; see bridge help"}
 	case slices.Contains([]string{"-h", "-help", "--help"}, args[0]):
-		for _, c := range commands() {
-			if c.name == name {
-				fmt.Fprintf(std.err, "bridge %s %s\n    %s\n", c.name, c.usage, c.does)
+		for i, word := range words { // each has flags of its own, and says the last line, which is told once
+			var usage strings.Builder
+			if i > 0 {
+				usage.WriteString("\n")
 			}
+			_ = dispatch(ctx, name, []string{word, "--help"}, streams{std.in, &usage, &usage}) // it is flag.ErrHelp
+			fmt.Fprint(std.err, strings.TrimSuffix(usage.String(), settingsHint))
 		}
+		fmt.Fprint(std.err, settingsHint)
 		return "", nil, flag.ErrHelp
 	case !slices.Contains(words, args[0]):
 		return "", nil, usageError{fmt.Sprintf("%s: unexpected argument %q; expected %s", name, args[0], expected)}
 	}
 	return args[0], args[1:], nil
 }
+
+// settingsHint ends the help of every command.
+const settingsHint = "\nSettings are environment variables: bridge help env.\n"
 
 // newFlags returns an empty flag set for a command, whose usage says what the list of commands says.
 func newFlags(name string) *flag.FlagSet {
@@ -186,7 +208,7 @@ func newFlags(name string) *flag.FlagSet {
 			fmt.Fprint(flags.Output(), "\nFlags, with one dash or two:\n\n")
 			flags.PrintDefaults()
 		}
-		fmt.Fprintln(flags.Output(), "\nSettings are environment variables: bridge help env.")
+		fmt.Fprint(flags.Output(), settingsHint)
 	}
 	return flags
 }

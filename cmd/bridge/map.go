@@ -43,10 +43,29 @@ func mapCommand(_ context.Context, args []string, std streams) error {
 	if err != nil {
 		return err
 	}
+	if *payload == "" && offersInput(std.in) {
+		fmt.Fprintln(std.err, "bridge: the payload is empty and standard input is not read: --payload - takes it from there")
+	}
 	if message.Payload, err = readPayload(*payload, std.in); err != nil {
 		return err
 	}
 	return printOutcomes(cfg.routes.Map(message, nil), message.Topic, std)
+}
+
+// offersInput says that somebody has put something before standard input, by a pipe or from a file.
+func offersInput(stdin io.Reader) bool {
+	file, ok := stdin.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := file.Stat()
+	switch {
+	case err != nil:
+		return false
+	case info.Mode().IsRegular():
+		return info.Size() > 0
+	}
+	return info.Mode()&os.ModeNamedPipe != 0 && holdsBytes(file)
 }
 
 func readPayload(path string, stdin io.Reader) ([]byte, error) {

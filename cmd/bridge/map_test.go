@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -76,4 +77,50 @@ func TestMap(t *testing.T) {
 			t.Errorf("exit %d, stderr %s", code, stderr)
 		}
 	})
+}
+
+// TestMapIgnoresInput: who pipes a payload in and does not say so is told, and nobody is waited for.
+func TestMapIgnoresInput(t *testing.T) {
+	environment(t)
+	full, empty := filepath.Join(t.TempDir(), "full"), filepath.Join(t.TempDir(), "empty")
+	if err := errors.Join(os.WriteFile(full, []byte("{}"), 0o600), os.WriteFile(empty, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	open := func(path string) *os.File {
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = f.Close() })
+		return f
+	}
+	pipe := func(text string) *os.File {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _, _ = r.Close(), w.Close() })
+		if _, err := w.WriteString(text); err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	for name, c := range map[string]struct {
+		stdin *os.File
+		args  string
+		told  bool
+	}{
+		"a pipe":                  {pipe("{}"), "", true},
+		"a pipe that is read":     {pipe("{}"), "--payload " + full, false},
+		"a pipe that stays empty": {pipe(""), "", false},
+		"a file":                  {open(full), "", true},
+		"an empty file":           {open(empty), "", false},
+		"no input":                {open(os.DevNull), "", false},
+	} {
+		var out, err strings.Builder
+		code := realMain(t.Context(), append([]string{"map", "--topic", "a"}, strings.Fields(c.args)...), streams{c.stdin, &out, &err})
+		if told := strings.HasPrefix(err.String(), "bridge: the payload is empty and standard input is not read: --payload - takes it from there\n"); code != exitOK || told != c.told {
+			t.Errorf("%s: exit %d, told %t, want %t: %s", name, code, told, c.told, err.String())
+		}
+	}
 }

@@ -141,6 +141,7 @@ func (cfg *config) connect(ctx context.Context) (*pgx.Conn, error) {
 // connectError says so when nobody has said which database is meant: the driver then goes by the PG* variables and by defaults
 // that lead to a database of the caller's name.
 func (cfg *config) connectError(err error) error {
+	err = store.Plain(err)
 	if cfg.Database.URL.text == "" && cfg.Database.URLFile.text == "" {
 		return fmt.Errorf("connect to the database (BRIDGE_DATABASE_URL is not set): %w", err)
 	}

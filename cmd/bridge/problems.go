@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"regexp"
 	"slices"
@@ -40,22 +41,31 @@ func (p *problems) Error() string {
 	return strings.Join(lines, "\n")
 }
 
+// inQuotes is the reason of a value in quotes that mean nothing.
+const inQuotes = "expected a value without quotes around it: outside of a shell they are a part of it"
+
+// add adds a mistake, but for what else may be said of a value in quotes.
 func (p *problems) add(variable, value, reason string) {
-	*p = append(*p, problem{variable, value, strings.Join(strings.Fields(reason), " ")})
+	if !slices.ContainsFunc(*p, func(one problem) bool { return one.variable == variable && one.reason == inQuotes }) {
+		*p = append(*p, problem{variable, value, strings.Join(strings.Fields(reason), " ")})
+	}
 }
 
-// addQuoted adds the variables whose values stand in quotes that mean nothing. A shell takes them away; Docker, kustomize
-// and systemd do not. A topic filter in quotes is a topic filter, which nothing matches, and a path in quotes a constant.
-func (p *problems) addQuoted(variables []variable) {
+// unquote adds the variables whose values stand in quotes that mean nothing, before anybody reads them. A shell takes
+// such quotes away; Docker, kustomize and systemd do not. So that nothing of other variables seems wrong for them, they are
+// taken away here: the process ends with these problems in any case.
+func (p *problems) unquote(variables []variable) {
 	for _, v := range variables {
 		value := os.Getenv(v.name)
-		n := len(value)
-		if v.secret() || n < 2 || value[0] != '\'' && value[0] != '"' || value[n-1] != value[0] {
+		inner, ok := v.unquoted(strings.TrimSpace(value))
+		if !ok {
 			continue
 		}
-		if constant := v.setting == nil && !strings.HasSuffix(v.name, "_TOPIC"); !constant || value[1] == '$' {
-			p.add(v.name, value, "expected a value without quotes around it: outside of a shell they are a part of it")
+		if v.secret() {
+			value = hidden
 		}
+		p.add(v.name, value, inQuotes)
+		_ = os.Setenv(v.name, inner) // it was set, so it can be
 	}
 }
 
@@ -89,17 +99,20 @@ func (p *problems) addUnknown(environment []string, known map[string]string, rou
 
 // unknownReason says why nobody reads a variable, and what may be meant.
 func unknownReason(name string, known map[string]string, routes []string) string {
+	own := ownRoute(name, routes)
+	if own != "" { // the variables of another may be nearer, and are not meant
+		known = maps.Clone(known)
+		maps.DeleteFunc(known, func(_, route string) bool { return route != own })
+	}
 	if route, ok := routeOf(name); ok && !slices.Contains(routes, route) {
 		return fmt.Sprintf("route %s is not in BRIDGE_ROUTES", route) + didYouMean(closest(name, known))
 	}
-	for _, route := range routes {
-		start := prefix + "_ROUTE_" + strings.ToUpper(route) + "_"
-		if suffix, ok := strings.CutPrefix(name, start); ok {
-			if near := closestSuffix(suffix); near != "" {
-				return "no such variable" + didYouMean(start+near)
-			}
-			return "no such variable; bridge help env lists what a route has"
+	if own != "" {
+		start := routeStart(own)
+		if near := closestSuffix(strings.TrimPrefix(name, start)); near != "" {
+			return "no such variable" + didYouMean(start+near)
 		}
+		return "no such variable; bridge help env lists what a route has"
 	}
 	if rest, ok := strings.CutPrefix(name, prefix+"_ROUTE_"); ok {
 		if route, suffix, ok := strings.Cut(rest, "_"); ok && closestSuffix(suffix) != "" {
@@ -108,6 +121,20 @@ func unknownReason(name string, known map[string]string, routes []string) string
 	}
 	return "no such variable" + didYouMean(closest(name, known))
 }
+
+// ownRoute is the route whose variables begin like this one; empty: none.
+func ownRoute(variable string, routes []string) string {
+	own := ""
+	for _, route := range routes {
+		if strings.HasPrefix(variable, routeStart(route)) && len(route) > len(own) {
+			own = route
+		}
+	}
+	return own
+}
+
+// routeStart begins the names of a route's variables.
+func routeStart(route string) string { return prefix + "_ROUTE_" + strings.ToUpper(route) + "_" }
 
 func didYouMean(near string) string {
 	if near == "" {

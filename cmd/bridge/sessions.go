@@ -15,7 +15,7 @@ import (
 
 // sessionsCommand works on the leased sessions.
 func sessionsCommand(ctx context.Context, args []string, std streams) error {
-	word, rest, err := subcommand("sessions", args, std, "list", "drain")
+	word, rest, err := subcommand(ctx, "sessions", args, std, "list", "drain")
 	switch {
 	case err != nil:
 		return err

@@ -67,7 +67,7 @@ func TestSessionsDrain(t *testing.T) {
 	if code, _, stderr := bridge(t, "", "sessions", "drain", "0"); code != exitFailure || !strings.Contains(stderr, "the last session in use") || !strings.Contains(stderr, "--force") {
 		t.Errorf("the last one: exit %d, %s", code, stderr)
 	}
-	if code, _, stderr := bridge(t, "", "sessions", "drain", "7"); code != exitFailure || !strings.Contains(stderr, "session 7 of share bridge: no such session: the share has 0, 1") {
+	if code, _, stderr := bridge(t, "", "sessions", "drain", "7"); code != exitFailure || !strings.Contains(stderr, "session 7 of share bridge: no such session: the indices of the share are 0, 1") {
 		t.Errorf("out of range: exit %d, %s", code, stderr)
 	}
 	if code, stdout, _ := bridge(t, "", "sessions", "drain", "--undo", "1"); code != exitOK || stdout != "bridge-1: in use again; it was drained\n" {

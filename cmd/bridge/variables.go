@@ -66,6 +66,20 @@ func (v variable) shown() string {
 	return text
 }
 
+// unquoted is a value without the quotes around it, if there are any that are not meant: those of a password may be,
+// and single ones make a constant of an expression, unless it is one that nobody wants.
+func (v variable) unquoted(value string) (inner string, ok bool) {
+	n := len(value)
+	if n < 2 || value[0] != '\'' && value[0] != '"' || value[n-1] != value[0] || v.tags.Get("verbatim") != "" {
+		return "", false
+	}
+	inner = value[1 : n-1]
+	kinds := strings.Split(v.kind(), " | ")
+	expression := strings.HasPrefix(kinds[len(kinds)-1], "expression")
+	meant := expression && value[0] == '\'' && strings.IndexAny(inner, "$@{") != 0 && !slices.Contains(kinds, inner)
+	return inner, !meant
+}
+
 // hidden stands for a secret.
 const hidden = "(hidden)"
 
