@@ -19,9 +19,9 @@ func TestSizes(t *testing.T) {
 	}
 	var sections map[string]struct {
 		Points []struct {
-			Label  string
-			Values map[string][]float64
-		}
+			Label  string               `json:"Label"`
+			Values map[string][]float64 `json:"Values"`
+		} `json:"Points"`
 	}
 	if err := json.Unmarshal(file, &sections); err != nil {
 		t.Fatal(err)

@@ -3,6 +3,7 @@
 package faults
 
 import (
+	"context"
 	"slices"
 	"time"
 
@@ -18,6 +19,8 @@ var identicalScenarios = []*scenario{
 	// Not on the short list, which a build machine plays with containers: an engine's proxy holds acknowledgements.
 	backlogged("a queue of 120 000 identical", 120_000, 2),
 	qos2Backlog(),
+	smallBacklog(),
+	slowBacklog(),
 }
 
 // qos2Backlog has no more messages than there are packet identifiers: Mosquitto before 2.0.13 gives one to two messages
@@ -25,6 +28,48 @@ var identicalScenarios = []*scenario{
 func qos2Backlog() *scenario {
 	sc := backlogged("a queue of 60 000 identical, QoS 2", 60_000, 4)
 	sc.qos, sc.env = 2, map[string]string{"BRIDGE_MQTT_QOS": "2"}
+	return sc
+}
+
+// smallBacklog never has as many messages in flight as Receive Maximum allows.
+func smallBacklog() *scenario {
+	sc := backlogged("a queue of 200 000 identical, 1 MiB", 200_000, 4)
+	sc.env = map[string]string{"BRIDGE_MAX_INFLIGHT_BYTES": "1MiB"}
+	return sc
+}
+
+// slowBacklog is at a broker that works for 5 of 100 milliseconds, as one that others take the time of: it sends for longer than
+// ten seconds before it reads an acknowledgement. Without a fault nothing may come again, and with one as little as else.
+func slowBacklog() *scenario {
+	sc := backlogged("a queue of 200 000 identical, slow broker", 200_000, 1)
+	queue := sc.trouble
+	sc.trouble = func(s *stage) {
+		ctx, cancel := context.WithCancel(s.ctx)
+		done := make(chan error, 1)
+		go func() {
+			for s.loading() { // queueing is none of its work
+				time.Sleep(20 * time.Millisecond)
+			}
+			for ctx.Err() == nil {
+				time.Sleep(5 * time.Millisecond)
+				if err := s.broker.Pause(s.ctx); err != nil {
+					done <- err
+					return
+				}
+				time.Sleep(95 * time.Millisecond)
+				if err := s.broker.Resume(s.ctx); err != nil {
+					done <- err
+					return
+				}
+			}
+			done <- nil
+		}()
+		defer func() {
+			cancel()
+			must(s.t, <-done)
+		}()
+		queue(s)
+	}
 	return sc
 }
 
