@@ -330,8 +330,9 @@ func renderReplicas(r *Result) (text, svg string) {
 }
 
 func renderWindows(r *Result) (text, svg string) {
-	return "A broker that keeps to Receive Maximum has no more messages on their way than `BRIDGE_MQTT_RECEIVE_MAXIMUM` says, a part of which is being committed while " +
-			"the next comes. Where a long queue must be worked off quickly, 15 000, two full batches, are worth some more memory than the default of 2 000.\n\n" +
+	return "A broker that keeps to Receive Maximum has no more messages on their way than `BRIDGE_MQTT_RECEIVE_MAXIMUM` says, a part of which is\n" +
+			"being committed while the next comes. Where a long queue must be worked off quickly, 15 000, two full batches, are worth some more\n" +
+			"memory than the default of 2 000.\n\n" +
 			table(r, "Receive Maximum", costColumns, change(r, "rate against the first", "rate")),
 		growth{title: "Receive Maximum", label: "messages that may be on their way"}.plot(r)
 }
@@ -343,8 +344,9 @@ func renderUnkeyed(r *Result) (text, svg string) {
 			bars.Bars = append(bars.Bars, page.Bar{Label: p.Label, Values: []float64{p.median("system"), p.median("broker"), p.median("database")}})
 		}
 	}
-	return "Where only the delivery ledger recognises what comes again, few acknowledgements may be on their way to a broker that reads them late: they are longer, " +
-		"and the bridge waits until it has read them ([why](decisions/0005-delivery-ledger.md)). A broker that keeps to Receive Maximum never sees that.\n\n" +
+	return "Where only the delivery ledger recognises what comes again, few acknowledgements may be on their way to a broker that reads them late:\n" +
+		"they are longer, and the bridge waits until it has read them ([why](decisions/0005-delivery-ledger.md)). A broker that keeps to Receive\n" +
+		"Maximum never sees that.\n\n" +
 		table(r, "route", costColumns, change(r, "rate against the first", "rate")), bars.SVG()
 }
 
@@ -365,6 +367,22 @@ func renderOutage(r *Result) (text, svg string) {
 	text = fmt.Sprintf("The database server is stopped while %s messages a second come, and started again. Every message has its row in the end.\n\n", page.Count(outageRate)) +
 		table(r, "", []column{{"seconds away", "away", 1}, {"messages", "rows", 1}, {"MiB before", "before", 1 << 20}, {"peak MiB", "peak", 1 << 20}, {"added in the last four fifths, MiB", "growth", 1 << 20}, {"seconds to catch up", "recovery", 1}})
 	return strings.Replace(text, "|  |", "| outage |", 1), page.SVG(chart)
+}
+
+// TestPageIsThatOfItsResults: nobody has written into docs/performance.md what was not measured.
+func TestPageIsThatOfItsResults(t *testing.T) {
+	docs, dir := filepath.Join("..", "..", "docs"), t.TempDir()
+	results, err := loadResults(docs)
+	must(t, err)
+	want, err := os.ReadFile(filepath.Join(docs, "performance.md"))
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(dir, "performance.md"), want, 0o644)) // with the sections that others write
+	must(t, results.save(dir))
+	got, err := os.ReadFile(filepath.Join(dir, "performance.md"))
+	must(t, err)
+	if string(got) != string(want) {
+		t.Error("docs/performance.md is not what its results give: make bench writes it")
+	}
 }
 
 // TestPage writes the page of every section from invented figures, a failed measurement among them.
