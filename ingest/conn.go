@@ -47,12 +47,16 @@ const (
 	// meanwhile has all that it did not read sent again, for ever.
 	heavyTimeout = 2 * time.Minute
 
-	// lingerTimeout is how long the broker may take to close its side after our DISCONNECT.
+	// lingerTimeout is how long the broker may take to close its side after our DISCONNECT, and to take one that says
+	// what it did wrong.
 	lingerTimeout = time.Second
 )
 
 // errLeft is the cause of a connection that we closed on purpose.
 var errLeft = errors.New("closed by the bridge")
+
+// errTakesNothing is the cause when the broker has not read, by the time that we wanted to be gone, what we had to write.
+var errTakesNothing = errors.New("the broker takes nothing")
 
 // errLibrary is the cause when paho closes the connection and we saw no reason to.
 var errLibrary = errors.New("closed by the MQTT library: a packet it could not read")
@@ -655,7 +659,9 @@ func (c *conn) writeCompleted() error {
 	if len(c.completed) == 0 {
 		return nil
 	}
+	c.keepAlive.pause(true) // the write may have to wait for the broker, and what it answers cannot be seen meanwhile
 	err := c.write(c.completed)
+	c.keepAlive.pause(false)
 	c.completed = c.completed[:0]
 	return err
 }
@@ -673,7 +679,10 @@ func (c *conn) refuse(err error) error {
 	if violation, ok := errors.AsType[*packetError](err); ok {
 		code = violation.code
 	}
+	// Somebody may be writing, and have to wait for the broker: that must not become the cause.
+	impatient := time.AfterFunc(lingerTimeout, func() { c.fail(err) })
 	_ = c.write([]byte{packets.DISCONNECT << 4, 1, code}) // err matters more than that of the goodbye
+	impatient.Stop()
 	c.cancel(err)
 	return err
 }
@@ -820,7 +829,9 @@ func (c *conn) tryPing() (sent bool, err error) {
 // packets of a connection in order, so a PINGRESP tells that all acknowledgements were seen.
 // DISCONNECT right after them, without a barrier, brought back 50 of 50.
 func (c *conn) barrier(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { c.fail(errTakesNothing) }) // to write may have to wait, for longer than ctx lasts
 	n, err := c.ping()
+	stop()
 	if err != nil {
 		return err
 	}

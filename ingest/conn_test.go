@@ -460,6 +460,64 @@ func TestHeavyWriteIsPatient(t *testing.T) {
 	})
 }
 
+// TestNobodyWaitsForAHeavyWrite longer than need be: it may take minutes.
+func TestNobodyWaitsForAHeavyWrite(t *testing.T) {
+	// stalled is a connection on which somebody writes what nobody reads.
+	stalled := func(t *testing.T) *conn {
+		ours, theirs := net.Pipe()
+		c := newConn(newIdleRig(t, nil, "mqtt://test").session, ours)
+		c.writePatience = heavyTimeout
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			_ = c.write([]byte("long"))
+		}()
+		if _, err := theirs.Read(make([]byte, 1)); err != nil { // it is being written
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			c.fail(errLeft)
+			theirs.Close()
+			<-ended
+		})
+		return c
+	}
+	t.Run("the barrier heeds its context", func(t *testing.T) {
+		c := stalled(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- c.barrier(ctx) }()
+		cancel()
+		if err := <-ended; !errors.Is(err, errTakesNothing) || !errors.Is(c.cause(), errTakesNothing) {
+			t.Errorf("error %v, cause %v", err, c.cause())
+		}
+	})
+	t.Run("a packet that breaks the protocol is the cause", func(t *testing.T) {
+		c, unlawful := stalled(t), protocolError("PUBLISH of a kind that there is not")
+		if err := c.refuse(unlawful); !errors.Is(err, unlawful) || !errors.Is(c.cause(), unlawful) {
+			t.Errorf("error %v, cause %v", err, c.cause())
+		}
+	})
+	t.Run("the reader counts as waiting", func(t *testing.T) {
+		c := stalled(t)
+		c.completed = []byte{packets.PUBCOMP << 4, 2, 0, 1}
+		ended := make(chan error)
+		go func() { ended <- c.writeCompleted() }()
+		eventually(t, "answers that cannot be seen are not waited for", c.keepAlive.isPaused)
+		c.fail(errLeft)
+		<-ended
+		if c.keepAlive.isPaused() {
+			t.Error("it waits for ever")
+		}
+	})
+}
+
+func (k *keepAlive) isPaused() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.paused
+}
+
 func TestStalledWriteEndsTheConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newIdleRig(t, nil, "mqtt://test")

@@ -228,6 +228,7 @@ func TestBarrierWaitsForItsOwnPing(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		go func() { done <- r.c.barrier(ctx) }()
 		<-r.requests
+		synctest.Wait() // it is written, and waits for the answer
 		cancel()
 		if err := <-done; !errors.Is(err, context.Canceled) {
 			t.Errorf("context: %v", err)

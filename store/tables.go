@@ -598,6 +598,9 @@ func (t *Tables) maintain(ctx context.Context) error {
 		if err != nil && classify(err) != verdictRoute { // what does not suit is another one: both names would say so
 			unseen[tables[name].Name] = true
 		}
+		if err == nil && found == nil {
+			t.expired(expiring{names: []string{name}}, nil) // what was too old is gone with it
+		}
 		if err == nil && found != nil {
 			i := slices.IndexFunc(seen, func(e expiring) bool { return e.table.oid == found.oid })
 			if i < 0 {
